@@ -1,0 +1,1 @@
+//! Sharded, verified, atomic, asynchronous checkpoints on files and object stores.

@@ -1,0 +1,1 @@
+//! Process groups and collectives at the speed of memory, that never hang.

@@ -1,0 +1,2 @@
+//! The chores of the workspace: `cargo xtask --help` lists them.
+fn main() {}
