@@ -109,7 +109,12 @@ fn sh(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// The root of this checkout.
+/// The root of the checkout: the nearest workspace around the current folder.
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the root").to_path_buf()
+    let here = std::env::current_dir().unwrap_or_default();
+    let workspace = |dir: &&Path| {
+        std::fs::read_to_string(dir.join("Cargo.toml")).is_ok_and(|text| text.contains("[workspace]"))
+    };
+    let compiled_in = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the root");
+    here.ancestors().find(workspace).unwrap_or(compiled_in).to_path_buf()
 }

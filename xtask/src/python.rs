@@ -21,14 +21,13 @@ pub(crate) fn interpreter() -> Result<PathBuf> {
     )
 }
 
-/// PyTorch as the peer of training and checkpoints, without the CUDA libraries that a CPU does not need.
+/// PyTorch as the peer of training, collectives and checkpoints. Its wheel does not load without the CUDA libraries
+/// (about 3 GB of download), and pins them itself.
 pub(crate) const TORCH: Environment = Environment {
     name: "peers-torch-2.11.0",
-    bytes: 4_000_000_000,
+    bytes: 9_000_000_000,
     requirements: &[
         "torch==2.11.0",
-        "nvidia-cuda-runtime==13.0.96",
-        "nvidia-cuda-cupti==13.0.85",
         "filelock==3.20.0",
         "fsspec==2025.10.0",
         "jinja2==3.1.6",
