@@ -27,7 +27,7 @@ pub fn model_to_channels_last(vs: &VarStore) -> Result<()> {
     for (_, mut tensor) in params::parameters(vs).into_iter().chain(params::buffers(vs)) {
         if matches!(tensor.dim(), 4 | 5) {
             let laid_out = channels_last(&tensor.detach())?;
-            let _ = tensor.set_data(&laid_out);
+            tensor.set_data(&laid_out);
         }
     }
     Ok(())

@@ -52,7 +52,7 @@ unsafe extern "C" fn drop_owner<M>(data: *mut c_void) {
 pub(crate) fn tensor_over<M: ForeignMemory>(mut memory: M, kind: Kind, shape: &[i64]) -> Result<Tensor> {
     let (code, device) = (kind_code(kind)?, device_code(memory.device())?);
     let pointer = memory.pointer();
-    if pointer.addr() % kind.elt_size_in_bytes() != 0 {
+    if !pointer.addr().is_multiple_of(kind.elt_size_in_bytes()) {
         let why = format!("the memory begins at {pointer:?}, which is not aligned for {kind:?}");
         return Err(Error::Argument { what: "tensor_over", why });
     }
