@@ -10,7 +10,7 @@
 
 #include <dlfcn.h>
 
-#include <mutex>
+#include <memory>
 #include <string>
 #include <utility>
 
@@ -102,24 +102,26 @@ char* rg_stream_from_pool(int device, bool high_priority, rg_stream* out) {
   return rg::guarded([&] { *out = plain(cuda().getStreamFromGlobalPool(device_of(device), high_priority)); });
 }
 
-char* rg_stream_enter(rg_stream stream, rg_stream* before) {
-  return rg::guarded([&] { *before = plain(cuda().exchangeStream(stream_of(stream))); });
+char* rg_stream_enter(rg_stream stream, rg_stream* before, int* device_before) {
+  return rg::guarded([&] {
+    *device_before = cuda().exchangeDevice(device_of(stream.device)).index();
+    *before = plain(cuda().exchangeStream(stream_of(stream)));
+  });
+}
+
+char* rg_stream_leave(rg_stream before, int device_before) {
+  return rg::guarded([&] {
+    cuda().exchangeStream(stream_of(before));
+    cuda().setDevice(device_of(device_before));
+  });
 }
 
 char* rg_stream_handle(rg_stream stream, void** out) {
   return rg::guarded([&] { *out = stream_of(stream).native_handle(); });
 }
 
-char* rg_stream_synchronize(rg_stream stream) {
-  return rg::guarded([&] { stream_of(stream).synchronize(); });
-}
-
 char* rg_stream_query(rg_stream stream, bool* out) {
   return rg::guarded([&] { *out = stream_of(stream).query(); });
-}
-
-char* rg_device_synchronize(int device) {
-  return rg::guarded([&] { cuda().synchronizeDevice(static_cast<c10::DeviceIndex>(device)); });
 }
 
 char* rg_record_on_stream(const at::Tensor* tensor, rg_stream stream) {
@@ -145,10 +147,6 @@ char* rg_event_block(rg_event* event, rg_stream stream) {
 
 char* rg_event_query(rg_event* event, bool* out) {
   return rg::guarded([&] { *out = event->event.query(); });
-}
-
-char* rg_event_synchronize(rg_event* event) {
-  return rg::guarded([&] { event->event.synchronize(); });
 }
 
 char* rg_event_elapsed(rg_event* start, rg_event* end, double* milliseconds) {

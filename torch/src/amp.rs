@@ -69,6 +69,11 @@ impl Drop for AutocastGuard {
     }
 }
 
+/// Lets matrix products and convolutions of f32 tensors on CUDA use TF32: about three digits, several times faster.
+pub fn allow_tf32(on: bool) -> Result<()> {
+    context::allow_tf32(on)
+}
+
 /// How a [`GradScaler`] finds its scale.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

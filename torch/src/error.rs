@@ -34,6 +34,17 @@ pub enum Error {
     /// A gradient hook or an end-of-backward callback panicked, which ended the backward pass.
     #[error("a gradient hook panicked: {0}")]
     HookPanic(String),
+    /// The closure of a training step failed.
+    #[error("the training step failed: {0}")]
+    Step(#[source] BoxError),
+    /// The device did not finish in time; it is hung, or the work is larger than was thought.
+    #[error("{what} did not finish within {after:?}")]
+    Timeout {
+        /// What was waited for.
+        what: &'static str,
+        /// How long.
+        after: std::time::Duration,
+    },
     /// What was loaded does not fit what is there. All differences at once; nothing was changed.
     #[error("{what} does not fit: {}", list(differences))]
     Mismatch {

@@ -1,12 +1,10 @@
-//! libtorch's settings of thread and process, and tensors over foreign memory.
+//! libtorch's settings of thread and process, and how tensors lie in memory.
 
-use std::ffi::c_void;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::slice;
 
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
-use super::{check, device_code, kind_code, some_tensor, tensor_from};
+use super::{check, device_code, some_tensor, tensor_from};
 use crate::error::Result;
 use crate::sys;
 
@@ -83,33 +81,4 @@ pub(crate) fn bytes(tensor: &Tensor) -> Result<Option<&[u8]>> {
     // SAFETY: the memory is on the CPU, contiguous and `length` long; it lives as long as the handle that is borrowed.
     // That nobody writes to it through another handle meanwhile is the caller's promise, as with a mapped file.
     Ok(Some(unsafe { slice::from_raw_parts(tensor.data_ptr().cast::<u8>(), length) }))
-}
-
-unsafe extern "C" fn drop_owner<O>(data: *mut c_void) {
-    // SAFETY: `data` is the box of `foreign`, dropped once.
-    let owner = unsafe { Box::from_raw(data.cast::<O>()) };
-    // A panic in the owner's Drop has nobody to go to.
-    let _ = catch_unwind(AssertUnwindSafe(|| drop(owner)));
-}
-
-/// A tensor over memory that `owner` keeps alive.
-///
-/// # Safety
-/// `memory` holds a `kind` for every element of `shape`, on `device`, aligned for it, and stays valid and in place
-/// until `owner` is dropped, which may happen on any thread.
-pub(crate) unsafe fn foreign<O: Send + 'static>(
-    memory: *mut c_void,
-    shape: &[i64],
-    kind: Kind,
-    device: Device,
-    owner: O,
-) -> Result<Tensor> {
-    let (kind, device) = (kind_code(kind)?, device_code(device)?);
-    let data = Box::into_raw(Box::new(owner)).cast();
-    let op = "making a tensor over foreign memory";
-    // SAFETY: the caller vouches for the memory; the owner goes over whatever the outcome.
-    let tensor = tensor_from(op, |out| unsafe {
-        sys::rg_foreign(memory, shape.as_ptr(), shape.len(), kind, device, data, drop_owner::<O>, out)
-    })?;
-    some_tensor(op, tensor)
 }

@@ -34,9 +34,17 @@ pub(crate) fn stream_from_pool(device: c_int, high_priority: bool) -> Result<Raw
     stream_from("taking a stream", |out| unsafe { sys::rg_stream_from_pool(device, high_priority, out) })
 }
 
-pub(crate) fn enter_stream(stream: RawStream) -> Result<RawStream> {
-    // SAFETY: writes a plain struct; libtorch's pooled streams are never destroyed.
-    stream_from("changing the current stream", |out| unsafe { sys::rg_stream_enter(stream, out) })
+/// Makes the stream and its device current on this thread; answers what was.
+pub(crate) fn enter_stream(stream: RawStream) -> Result<(RawStream, c_int)> {
+    let (mut before, mut device) = (RawStream::default(), 0);
+    // SAFETY: writes plain values; libtorch's pooled streams are never destroyed.
+    check("changing the current stream", unsafe { sys::rg_stream_enter(stream, &mut before, &mut device) })?;
+    Ok((before, device))
+}
+
+pub(crate) fn leave_stream((before, device): (RawStream, c_int)) -> Result<()> {
+    // SAFETY: takes plain values that `enter_stream` gave.
+    check("going back to the stream before", unsafe { sys::rg_stream_leave(before, device) })
 }
 
 pub(crate) fn stream_handle(stream: RawStream) -> Result<*mut c_void> {
@@ -46,21 +54,11 @@ pub(crate) fn stream_handle(stream: RawStream) -> Result<*mut c_void> {
     Ok(out)
 }
 
-pub(crate) fn synchronize_stream(stream: RawStream) -> Result<()> {
-    // SAFETY: takes a plain struct.
-    check("waiting for a stream", unsafe { sys::rg_stream_synchronize(stream) })
-}
-
 pub(crate) fn stream_is_idle(stream: RawStream) -> Result<bool> {
     let mut out = false;
     // SAFETY: writes a flag.
     check("querying a stream", unsafe { sys::rg_stream_query(stream, &mut out) })?;
     Ok(out)
-}
-
-pub(crate) fn synchronize_device(device: c_int) -> Result<()> {
-    // SAFETY: takes a number.
-    check("waiting for a device", unsafe { sys::rg_device_synchronize(device) })
 }
 
 pub(crate) fn record_on_stream(tensor: &Tensor, stream: RawStream) -> Result<()> {
@@ -97,11 +95,6 @@ impl RawEvent {
         // SAFETY: the event is alive.
         check("querying an event", unsafe { sys::rg_event_query(self.0, &mut out) })?;
         Ok(out)
-    }
-
-    pub(crate) fn synchronize(&self) -> Result<()> {
-        // SAFETY: the event is alive.
-        check("waiting for an event", unsafe { sys::rg_event_synchronize(self.0) })
     }
 
     pub(crate) fn elapsed_ms(&self, end: &RawEvent) -> Result<f64> {

@@ -1,10 +1,11 @@
 //! Safe calls to the shim: messages become errors, pointers become values, panics never cross.
 //!
-//! One file for each of the shim's; nothing above this layer holds a raw pointer.
+//! Nothing above this layer holds a raw pointer.
 
 pub(crate) mod autograd;
 pub(crate) mod context;
 pub(crate) mod cuda;
+pub(crate) mod foreign;
 pub(crate) mod optim;
 
 use std::ffi::{CStr, c_int};

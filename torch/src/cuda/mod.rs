@@ -3,6 +3,12 @@
 //! Nothing here needs CUDA to build. `libtorch_cuda` is loaded when it lies beside libtorch; where it does not, or where no
 //! device is visible, every call answers [`Error::NotAvailable`].
 
+mod graph;
+mod stream;
+
+pub use graph::{GraphedStep, Mode};
+pub use stream::{Event, Stream, StreamGuard};
+
 use std::sync::OnceLock;
 
 use tch::Device;
