@@ -116,7 +116,11 @@ pub(crate) fn read(store: &dyn Store, name: &CheckpointName) -> Result<Option<Ma
     let bytes = small(names::MANIFEST, MANIFEST_LIMIT)?
         .ok_or_else(|| Error::damaged(&folder, names::MANIFEST, "it is missing"))?;
     if blake3::hash(&bytes).to_hex().as_str() != hash {
-        return Err(Error::damaged(&folder, names::MANIFEST, "it is not the one that COMMIT names (BLAKE3 differs)"));
+        return Err(Error::damaged(
+            &folder,
+            names::MANIFEST,
+            "it is not the one that COMMIT names (BLAKE3 differs)",
+        ));
     }
     let manifest = Manifest::parse(&bytes).map_err(|why| unreadable(names::MANIFEST, why))?;
     if manifest.name != folder || manifest.generation != commit.generation {

@@ -152,7 +152,9 @@ pub(crate) fn close_older(store: &dyn Store, generation: u64) -> Result<()> {
 pub fn remove(store: &dyn Store, name: &CheckpointName) -> Result<()> {
     let (folder, commit) = (name.folder(), name.path(names::COMMIT));
     let bytes = store.read_small(&commit, 4 << 10)?;
-    let aborted = bytes.as_ref().is_some_and(|bytes| matches!(Commit::parse(bytes), Ok(Commit { manifest_blake3: None, .. })));
+    let aborted = bytes
+        .as_ref()
+        .is_some_and(|bytes| matches!(Commit::parse(bytes), Ok(Commit { manifest_blake3: None, .. })));
     if let (Some(bytes), false) = (bytes, aborted) {
         store.remove(&commit)?;
         if let Some(pin) = pins(store, name)?.first() {
@@ -181,7 +183,8 @@ pub fn pins(store: &dyn Store, name: &CheckpointName) -> Result<Vec<String>> {
 pub fn pin(store: &dyn Store, name: &CheckpointName, owner: &str) -> Result<()> {
     store.create(&pin_path(name, owner)?, b"")?;
     if store.open(&name.path(names::COMMIT))?.is_none() {
-        let gone = Error::damaged(&name.to_string(), names::COMMIT, "it is gone: the checkpoint is being collected");
+        let gone =
+            Error::damaged(&name.to_string(), names::COMMIT, "it is gone: the checkpoint is being collected");
         return unpin(store, name, owner).and(Err(gone));
     }
     Ok(())
@@ -194,7 +197,9 @@ pub fn unpin(store: &dyn Store, name: &CheckpointName, owner: &str) -> Result<()
 
 fn pin_path(name: &CheckpointName, owner: &str) -> Result<String> {
     if !names::is_plain(owner) {
-        return Err(Error::Invalid(format!("`{owner}` cannot be a pin's owner: letters, digits, `.`, `-` and `_` only")));
+        return Err(Error::Invalid(format!(
+            "`{owner}` cannot be a pin's owner: letters, digits, `.`, `-` and `_` only"
+        )));
     }
     Ok(format!("{FOLDER}/{name}/{PIN}{owner}"))
 }

@@ -35,7 +35,8 @@ pub(crate) fn enter(
     };
     let entered: std::result::Result<(u64, String), String> =
         deserialize(&coordinator.broadcast(&key, message, deadline)?)?;
-    let (generation, nonce) = entered.map_err(|reason| error.unwrap_or(Error::Peer { rank: 0, operation: key.clone(), reason }))?;
+    let (generation, nonce) =
+        entered.map_err(|reason| error.unwrap_or(Error::Peer { rank: 0, operation: key.clone(), reason }))?;
 
     // Every rank tries to write: one whose disk is full or read-only should say so now, not at the first save.
     let mut error = None;
@@ -156,7 +157,8 @@ pub(crate) fn commit(store: &dyn Store, head: &Head, outcomes: Vec<Outcome>) -> 
         Ok(Created::Exists(bytes)) => Input::Exists(bytes),
         Err(error) => Input::Failed(error.to_string()),
     };
-    let done = |result: Result<()>| result.map_or_else(|error| Input::Failed(error.to_string()), |()| Input::Done);
+    let done =
+        |result: Result<()>| result.map_or_else(|error| Input::Failed(error.to_string()), |()| Input::Done);
     let (mut committer, mut action) = Committer::start(head, outcomes);
     loop {
         let input = match action {
@@ -210,6 +212,9 @@ fn serialize(value: &impl serde::Serialize) -> Vec<u8> {
 }
 
 fn deserialize<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T> {
-    serde_json::from_slice(bytes)
-        .map_err(|error| Error::Invalid(format!("a peer's message cannot be read ({error}): do all ranks run the same release?")))
+    serde_json::from_slice(bytes).map_err(|error| {
+        Error::Invalid(format!(
+            "a peer's message cannot be read ({error}): do all ranks run the same release?"
+        ))
+    })
 }

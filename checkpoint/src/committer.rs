@@ -136,8 +136,12 @@ pub struct Committer {
 impl Committer {
     /// Starts with all ranks' outcomes, in the order of ranks.
     pub fn start(head: &Head, outcomes: Vec<Outcome>) -> (Committer, Action) {
-        let mut committer =
-            Committer { state: State::Manifest, generation: head.name.generation, commit: Vec::new(), files: Vec::new() };
+        let mut committer = Committer {
+            state: State::Manifest,
+            generation: head.name.generation,
+            commit: Vec::new(),
+            files: Vec::new(),
+        };
         let action = match merge(head, outcomes) {
             Ok(manifest) => {
                 let bytes = manifest.to_bytes();
@@ -164,7 +168,9 @@ impl Committer {
             // A lost reply to our own request looks like somebody else's COMMIT, but has our bytes.
             (State::Commit, Input::Exists(bytes)) if bytes == self.commit => (State::Sealing, Action::Seal),
             (State::Commit, Input::Exists(bytes)) => return self.give_up(self.lost_to(&bytes)),
-            (State::Sealing, Input::Done) => (State::Checking, Action::Check(std::mem::take(&mut self.files))),
+            (State::Sealing, Input::Done) => {
+                (State::Checking, Action::Check(std::mem::take(&mut self.files)))
+            }
             (State::Checking, Input::Done) => (State::Over, Action::Finish(Verdict::Committed)),
             (State::GivingUp(verdict), _) => (State::Over, Action::Finish(verdict)),
             (_, Input::Failed(reason)) => return self.give_up(Verdict::Failed { rank: 0, reason }),
@@ -212,7 +218,10 @@ fn merge(head: &Head, outcomes: Vec<Outcome>) -> Result<Manifest, (u32, String)>
             manifest.metrics = report.metrics;
         }
         if replicated.get_or_insert_with(|| report.replicated.clone()) != &report.replicated {
-            return Err((rank, "its list of replicated tensors (names, types, shapes) is not that of rank 0".to_owned()));
+            return Err((
+                rank,
+                "its list of replicated tensors (names, types, shapes) is not that of rank 0".to_owned(),
+            ));
         }
         let file = manifest.files.len();
         manifest.files.extend([report.shard, report.state]);
@@ -229,7 +238,12 @@ fn merge(head: &Head, outcomes: Vec<Outcome>) -> Result<Manifest, (u32, String)>
                 );
                 return Err((rank, reason));
             }
-            tensor.pieces.push(Piece { file, start: piece.start, region: piece.region, crc32c: piece.crc32c });
+            tensor.pieces.push(Piece {
+                file,
+                start: piece.start,
+                region: piece.region,
+                crc32c: piece.crc32c,
+            });
         }
     }
     manifest.check().map_err(|reason| (0, reason))?;

@@ -37,8 +37,13 @@ fn a_small_file_is_created_once(store: &dyn Store) {
     assert_eq!(store.read_small("at-the-root", 100).unwrap().as_deref(), Some(&b"too"[..]));
     store.remove("at-the-root").unwrap();
     let winners = std::thread::scope(|scope| {
-        let racers: Vec<_> = (0..8u8).map(|i| scope.spawn(move || store.create("small/race", &[i]).unwrap())).collect();
-        racers.into_iter().map(|racer| racer.join().unwrap()).filter(|created| *created == Created::New).count()
+        let racers: Vec<_> =
+            (0..8u8).map(|i| scope.spawn(move || store.create("small/race", &[i]).unwrap())).collect();
+        racers
+            .into_iter()
+            .map(|racer| racer.join().unwrap())
+            .filter(|created| *created == Created::New)
+            .count()
     });
     assert_eq!(winners, 1, "of racing creators exactly one wins");
     store.remove_folder("small").unwrap();

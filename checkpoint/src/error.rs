@@ -34,7 +34,9 @@ pub enum Error {
         source: io::Error,
     },
     /// Nothing was written, because what is to be written would not fit.
-    #[error("not enough space in {store}: {need} bytes are needed, {free} are free; free some or keep fewer checkpoints")]
+    #[error(
+        "not enough space in {store}: {need} bytes are needed, {free} are free; free some or keep fewer checkpoints"
+    )]
     NoSpace {
         /// The store.
         store: String,
@@ -55,7 +57,9 @@ pub enum Error {
         damaged: Vec<Damage>,
     },
     /// The checkpoint was written by a newer release. Upgrade; nothing is wrong with the files.
-    #[error("{checkpoint} has schema {found}, this release reads up to {supported}: use the release that wrote it or a newer one")]
+    #[error(
+        "{checkpoint} has schema {found}, this release reads up to {supported}: use the release that wrote it or a newer one"
+    )]
     NewerSchema {
         /// The checkpoint.
         checkpoint: String,
@@ -65,7 +69,9 @@ pub enum Error {
         supported: u32,
     },
     /// A successor has taken over this run. This process must stop saving.
-    #[error("generation {ours} was superseded by generation {current}: this process must stop saving into {store}")]
+    #[error(
+        "generation {ours} was superseded by generation {current}: this process must stop saving into {store}"
+    )]
     Fenced {
         /// This process's generation.
         ours: u64,
@@ -93,7 +99,9 @@ pub enum Error {
         seconds: f64,
     },
     /// An earlier save hangs in the storage, past its deadline. Training can go on; no save can start until it returns.
-    #[error("the save of step {step} has hung for {seconds:.1} s in {store}: look at the storage; no new save can start")]
+    #[error(
+        "the save of step {step} has hung for {seconds:.1} s in {store}: look at the storage; no new save can start"
+    )]
     Hung {
         /// The step whose save hangs.
         step: u64,
@@ -143,7 +151,9 @@ impl Error {
 
 fn hint(source: &io::Error) -> &'static str {
     match source.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => " (free some space or keep fewer checkpoints)",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            " (free some space or keep fewer checkpoints)"
+        }
         io::ErrorKind::ReadOnlyFilesystem => " (the file system is mounted read-only)",
         io::ErrorKind::PermissionDenied => " (check the folder's owner and mode)",
         io::ErrorKind::NotFound => " (was the folder removed, or taken over by a newer generation?)",

@@ -38,8 +38,12 @@ pub fn export(checkpoint: &Checkpoint, folder: &Path, max_bytes: u64) -> Result<
 }
 
 fn divide(checkpoint: &Checkpoint, max_bytes: u64) -> Vec<Vec<&str>> {
-    let mut names: Vec<(&str, u64, u64)> =
-        checkpoint.manifest().tensors.iter().map(|(name, entry)| (name.as_str(), entry.dtype.size(), entry.bytes())).collect();
+    let mut names: Vec<(&str, u64, u64)> = checkpoint
+        .manifest()
+        .tensors
+        .iter()
+        .map(|(name, entry)| (name.as_str(), entry.dtype.size(), entry.bytes()))
+        .collect();
     names.sort_by_key(|&(name, element, _)| (std::cmp::Reverse(element), name));
     let mut groups = vec![Vec::new()];
     let mut used = 0;

@@ -32,7 +32,8 @@ pub fn encode(tensors: &[(String, Dtype, Vec<u64>)]) -> Result<(Vec<u8>, Vec<u64
     let mut end = 0u64;
     for (name, dtype, shape) in tensors {
         let bytes = crate::region::volume(shape).and_then(|volume| volume.checked_mul(dtype.size()));
-        let next = bytes.and_then(|bytes| end.checked_add(bytes)).ok_or_else(|| format!("`{name}` is too large"))?;
+        let next =
+            bytes.and_then(|bytes| end.checked_add(bytes)).ok_or_else(|| format!("`{name}` is too large"))?;
         starts.push(end);
         infos.push((
             name.clone(),
@@ -65,8 +66,9 @@ pub fn parse(file: &[u8]) -> Result<Vec<Stored>, String> {
         .tensors()
         .into_iter()
         .map(|(name, info)| {
-            let dtype = Dtype::from_safetensors(info.dtype)
-                .ok_or_else(|| format!("`{name}` has elements of type {:?}, which are not whole bytes", info.dtype))?;
+            let dtype = Dtype::from_safetensors(info.dtype).ok_or_else(|| {
+                format!("`{name}` has elements of type {:?}, which are not whole bytes", info.dtype)
+            })?;
             let (from, to) = info.data_offsets;
             let shape = info.shape.iter().map(|&size| size as u64).collect();
             Ok(Stored { name, dtype, shape, start: data + from as u64, bytes: (to - from) as u64 })

@@ -71,8 +71,9 @@ impl Checkpoint {
     /// Opens a checkpoint by name. Shards are checked as they are read, or when [`Checkpoint::verify`] is called; to
     /// find the newest good one, use [`crate::recover::newest`].
     pub fn open(store: Arc<dyn Store>, name: &CheckpointName, verify: Verify) -> Result<Checkpoint> {
-        let manifest = catalog::read(&*store, name)?
-            .ok_or_else(|| Error::damaged(&name.to_string(), crate::names::COMMIT, "it is missing: the save never ended"))?;
+        let manifest = catalog::read(&*store, name)?.ok_or_else(|| {
+            Error::damaged(&name.to_string(), crate::names::COMMIT, "it is missing: the save never ended")
+        })?;
         let mut pieces = 0;
         let first_mark = manifest
             .tensors
@@ -123,7 +124,10 @@ impl Checkpoint {
         let bytes = self.bytes_of(tensor, region)?;
         let entry = self.entry(tensor)?;
         for (index, piece) in entry.pieces.iter().enumerate() {
-            let Some(run) = inside(&piece.region, region).then(|| piece.region.run_of(region)).flatten() else { continue };
+            let Some(run) = inside(&piece.region, region).then(|| piece.region.run_of(region)).flatten()
+            else {
+                continue;
+            };
             let all = self.piece(tensor, index, piece, entry.dtype.size())?;
             let from = run * entry.dtype.size();
             return Ok(match all {
@@ -164,7 +168,10 @@ impl Checkpoint {
         migrate: impl FnOnce(u32, serde_json::Value) -> Result<serde_json::Value, String>,
     ) -> Result<T> {
         let file = self.manifest.state_file(rank).ok_or_else(|| {
-            Error::Invalid(format!("{} was saved by {} ranks, there is no rank {rank}", self.name, self.manifest.world_size))
+            Error::Invalid(format!(
+                "{} was saved by {} ranks, there is no rank {rank}",
+                self.name, self.manifest.world_size
+            ))
         })?;
         let damaged = |detail: String| Error::damaged(&self.name.to_string(), &file.name, detail);
         let blob = self.raw(file)?;
@@ -175,9 +182,15 @@ impl Checkpoint {
         let mut state = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
         let saved = self.manifest.state_version;
         if saved > version {
-            return Err(Error::NewerSchema { checkpoint: format!("the state of {}", self.name), found: saved, supported: version });
+            return Err(Error::NewerSchema {
+                checkpoint: format!("the state of {}", self.name),
+                found: saved,
+                supported: version,
+            });
         }
-        let wrong = |reason: String| Error::Invalid(format!("the state of rank {rank} in {} (version {saved}): {reason}", self.name));
+        let wrong = |reason: String| {
+            Error::Invalid(format!("the state of rank {rank} in {} (version {saved}): {reason}", self.name))
+        };
         if saved < version {
             state = migrate(saved, state).map_err(wrong)?;
         }
@@ -189,21 +202,34 @@ impl Checkpoint {
         let mut units: Vec<Unit<'_>> = Vec::new();
         units.extend(self.manifest.files.iter().map(Unit::File));
         for (tensor, entry) in &self.manifest.tensors {
-            units.extend(entry.pieces.iter().enumerate().map(|(index, piece)| Unit::Piece(tensor, entry, index, piece)));
+            units.extend(
+                entry
+                    .pieces
+                    .iter()
+                    .enumerate()
+                    .map(|(index, piece)| Unit::Piece(tensor, entry, index, piece)),
+            );
         }
         let mine: Vec<Unit<'_>> = units.into_iter().skip(share).step_by(of.max(1)).collect();
         let (next, damage) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
         let checked = in_parallel(worker_count(0).min(mine.len()).max(1), || {
             while let Some(unit) = mine.get(next.fetch_add(1, Ordering::Relaxed)) {
                 if let Err(error) = self.check(unit) {
-                    damage.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(self.as_damage(unit, error));
+                    damage
+                        .lock()
+                        .unwrap_or_else(|poisoned| poisoned.into_inner())
+                        .push(self.as_damage(unit, error));
                 }
             }
             Ok(())
         });
         let mut damage = damage.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Err(error) = checked {
-            damage.push(Damage { checkpoint: self.name.to_string(), file: String::new(), detail: error.to_string() });
+            damage.push(Damage {
+                checkpoint: self.name.to_string(),
+                file: String::new(),
+                detail: error.to_string(),
+            });
         }
         damage.sort_by(|a, b| (&a.file, &a.detail).cmp(&(&b.file, &b.detail)));
         damage.dedup();
@@ -243,7 +269,11 @@ impl Checkpoint {
         };
         match error {
             Error::Damaged(damage) => damage,
-            other => Damage { checkpoint: self.name.to_string(), file: file.name.clone(), detail: other.to_string() },
+            other => Damage {
+                checkpoint: self.name.to_string(),
+                file: file.name.clone(),
+                detail: other.to_string(),
+            },
         }
     }
 
@@ -258,18 +288,27 @@ impl Checkpoint {
                 let index = self.manifest.files.iter().position(|other| other.name == file.name).unwrap_or(0);
                 let head = self.blob(index)?.read(0..file.head)?;
                 if crc32c::crc32c(&head) != file.head_crc32c {
-                    return Err(Error::damaged(&self.name.to_string(), &file.name, "its head's CRC32C differs"));
+                    return Err(Error::damaged(
+                        &self.name.to_string(),
+                        &file.name,
+                        "its head's CRC32C differs",
+                    ));
                 }
                 Ok(())
             }
-            Unit::Piece(tensor, entry, index, piece) => self.piece(tensor, *index, piece, entry.dtype.size()).map(drop),
+            Unit::Piece(tensor, entry, index, piece) => {
+                self.piece(tensor, *index, piece, entry.dtype.size()).map(drop)
+            }
         }
     }
 
     /// The bytes of a file as it is stored.
     fn raw(&self, file: &FileEntry) -> Result<Arc<dyn Blob>> {
         let damaged = |detail: String| Error::damaged(&self.name.to_string(), &file.name, detail);
-        let blob = self.store.open(&self.name.path(&file.name))?.ok_or_else(|| damaged("it is missing".to_owned()))?;
+        let blob = self
+            .store
+            .open(&self.name.path(&file.name))?
+            .ok_or_else(|| damaged("it is missing".to_owned()))?;
         if blob.len() != file.size {
             return Err(damaged(format!("it has {} bytes, {} were written", blob.len(), file.size)));
         }
@@ -324,7 +363,10 @@ impl Checkpoint {
     fn bytes_of(&self, tensor: &str, region: &Region) -> Result<u64> {
         let entry = self.entry(tensor)?;
         if !region.fits(&entry.shape) {
-            return Err(Error::Invalid(format!("{region:?} does not lie in `{tensor}`, whose shape is {:?}", entry.shape)));
+            return Err(Error::Invalid(format!(
+                "{region:?} does not lie in `{tensor}`, whose shape is {:?}",
+                entry.shape
+            )));
         }
         Ok(region.volume().unwrap_or(0) * entry.dtype.size())
     }
@@ -334,7 +376,8 @@ impl Checkpoint {
         let wanted = target.region.clone().unwrap_or_else(|| Region::whole(&entry.shape));
         let bytes = self.bytes_of(target.name, &wanted)?;
         if bytes != target.to.len() as u64 {
-            let reason = format!("{} bytes were given for `{}`, which has {bytes}", target.to.len(), target.name);
+            let reason =
+                format!("{} bytes were given for `{}`, which has {bytes}", target.to.len(), target.name);
             return Err(Error::Invalid(reason));
         }
         let element = entry.dtype.size();
@@ -345,7 +388,9 @@ impl Checkpoint {
             if let Some(at) = run {
                 // The whole piece, in one run: copied and checked in the same pass.
                 let start = (at * element) as usize;
-                let data = self.blob(piece.file)?.read(piece.start..piece.start + part.volume().unwrap_or(0) * element)?;
+                let data = self
+                    .blob(piece.file)?
+                    .read(piece.start..piece.start + part.volume().unwrap_or(0) * element)?;
                 let found = copy_and_sum(&data, &mut target.to[start..start + data.len()]);
                 self.compare(target.name, index, piece, found)?;
             } else {
@@ -359,7 +404,10 @@ impl Checkpoint {
 
 impl std::fmt::Debug for Checkpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Checkpoint").field("store", &self.store).field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("Checkpoint")
+            .field("store", &self.store)
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -370,7 +418,8 @@ enum Unit<'a> {
 
 fn inside(outer: &Region, inner: &Region) -> bool {
     (0..outer.shape.len()).all(|d| {
-        outer.offset[d] <= inner.offset[d] && inner.offset[d] + inner.shape[d] <= outer.offset[d] + outer.shape[d]
+        outer.offset[d] <= inner.offset[d]
+            && inner.offset[d] + inner.shape[d] <= outer.offset[d] + outer.shape[d]
     })
 }
 
@@ -383,7 +432,11 @@ fn copy_and_sum(from: &[u8], to: &mut [u8]) -> u32 {
 }
 
 fn worker_count(asked: usize) -> usize {
-    if asked > 0 { asked } else { std::thread::available_parallelism().map_or(1, |cores| cores.get().min(16)) }
+    if asked > 0 {
+        asked
+    } else {
+        std::thread::available_parallelism().map_or(1, |cores| cores.get().min(16))
+    }
 }
 
 /// Runs the same work on several threads, this one included; the first error is the one returned.

@@ -172,9 +172,13 @@ impl Manifest {
 
     /// Whether it is consistent in itself: names plain, numbers within their files, tensors covered exactly.
     pub fn check(&self) -> Result<(), String> {
-        let name: CheckpointName = self.name.parse().map_err(|()| format!("`{}` is no checkpoint's name", self.name))?;
+        let name: CheckpointName =
+            self.name.parse().map_err(|()| format!("`{}` is no checkpoint's name", self.name))?;
         if (name.step, name.generation) != (self.step, self.generation) {
-            return Err(format!("step {} and generation {} do not fit its name {name}", self.step, self.generation));
+            return Err(format!(
+                "step {} and generation {} do not fit its name {name}",
+                self.step, self.generation
+            ));
         }
         let mut names = HashSet::new();
         for file in &self.files {
@@ -214,7 +218,9 @@ impl Manifest {
             covered = covered.saturating_add(size);
         }
         if covered != total {
-            return Err(format!("its pieces have {covered} bytes of {total}: did every rank give its part, and only its own?"));
+            return Err(format!(
+                "its pieces have {covered} bytes of {total}: did every rank give its part, and only its own?"
+            ));
         }
         check_disjoint(&tensor.pieces)
     }
@@ -222,7 +228,8 @@ impl Manifest {
 
 /// Pieces that differ along one dimension only are the rule, and sorting suffices for them.
 fn check_disjoint(pieces: &[Piece]) -> Result<(), String> {
-    let mut regions: Vec<&Region> = pieces.iter().map(|piece| &piece.region).filter(|r| r.volume() != Some(0)).collect();
+    let mut regions: Vec<&Region> =
+        pieces.iter().map(|piece| &piece.region).filter(|r| r.volume() != Some(0)).collect();
     if regions.len() < 2 {
         return Ok(());
     }
@@ -262,7 +269,11 @@ pub struct Commit {
 impl Commit {
     /// The commit of a manifest.
     pub fn of(manifest: &[u8], generation: u64) -> Commit {
-        Commit { schema: SCHEMA, manifest_blake3: Some(blake3::hash(manifest).to_hex().to_string()), generation }
+        Commit {
+            schema: SCHEMA,
+            manifest_blake3: Some(blake3::hash(manifest).to_hex().to_string()),
+            generation,
+        }
     }
 
     /// What takes the place of a COMMIT that must not come any more.
@@ -312,9 +323,13 @@ pub(crate) mod metrics {
         Other(String),
     }
 
-    pub(crate) fn serialize<S: Serializer>(metrics: &BTreeMap<String, f64>, to: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(
+        metrics: &BTreeMap<String, f64>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
         to.collect_map(metrics.iter().map(|(name, &value)| {
-            let value = if value.is_finite() { Number::Finite(value) } else { Number::Other(value.to_string()) };
+            let value =
+                if value.is_finite() { Number::Finite(value) } else { Number::Other(value.to_string()) };
             (name, value)
         }))
     }

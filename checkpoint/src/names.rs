@@ -111,7 +111,14 @@ mod tests {
         let name: CheckpointName = "step-000123.g7.00ab".parse().unwrap();
         assert_eq!((name.step, name.generation, name.id.as_str()), (123, 7, "00ab"));
         assert_eq!("step-12345678.g0.1".parse::<CheckpointName>().unwrap().step, 12345678);
-        for wrong in ["step-123.g7.ab", "step-000123.g07.ab", "step-000123.g7", "step-000123.g7.", "step-000123.g7.AB", "x"] {
+        for wrong in [
+            "step-123.g7.ab",
+            "step-000123.g07.ab",
+            "step-000123.g7",
+            "step-000123.g7.",
+            "step-000123.g7.AB",
+            "x",
+        ] {
             assert!(wrong.parse::<CheckpointName>().is_err(), "{wrong}");
         }
     }

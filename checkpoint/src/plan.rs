@@ -66,7 +66,9 @@ pub(crate) fn plan(tensors: &[Tensor<'_>], split: Split) -> Result<Plan> {
     }
     // Widest elements first, as safetensors' own writer does, so that every tensor is aligned without gaps.
     pieces.sort_by(|a, b| {
-        let key = |piece: &Planned| (std::cmp::Reverse(tensors[piece.tensor].dtype.size()), tensors[piece.tensor].name);
+        let key = |piece: &Planned| {
+            (std::cmp::Reverse(tensors[piece.tensor].dtype.size()), tensors[piece.tensor].name)
+        };
         key(a).cmp(&key(b))
     });
     layout(tensors, pieces, digest(tensors, &replicated))
@@ -87,7 +89,11 @@ fn check(tensor: &Tensor<'_>) -> Result<()> {
     }
     let bytes = region.volume().unwrap_or(0) * tensor.dtype.size();
     if bytes != tensor.data.len() as u64 {
-        return invalid(format!("{} bytes were given for {region:?} of {}, {bytes} expected", tensor.data.len(), tensor.dtype));
+        return invalid(format!(
+            "{} bytes were given for {region:?} of {}, {bytes} expected",
+            tensor.data.len(),
+            tensor.dtype
+        ));
     }
     Ok(())
 }
@@ -145,8 +151,12 @@ fn stored_name(tensor: &Tensor<'_>, region: &Region) -> String {
     if region.shape == tensor.shape {
         return tensor.name.to_owned();
     }
-    let ranges: Vec<String> =
-        region.offset.iter().zip(&region.shape).map(|(from, size)| format!("{from}:{}", from + size)).collect();
+    let ranges: Vec<String> = region
+        .offset
+        .iter()
+        .zip(&region.shape)
+        .map(|(from, size)| format!("{from}:{}", from + size))
+        .collect();
     format!("{}@{}", tensor.name, ranges.join(","))
 }
 
@@ -157,7 +167,10 @@ fn layout(tensors: &[Tensor<'_>], mut pieces: Vec<Planned>, replicated: String) 
         let tensor = &tensors[piece.tensor];
         let name = stored_name(tensor, &piece.region);
         if !names.insert(name.clone()) {
-            return Err(Error::Invalid(format!("a part of `{}` would be stored under the name of tensor `{name}`", tensor.name)));
+            return Err(Error::Invalid(format!(
+                "a part of `{}` would be stored under the name of tensor `{name}`",
+                tensor.name
+            )));
         }
         stored.push((name, tensor.dtype, piece.region.shape.clone()));
     }

@@ -71,13 +71,19 @@ fn as_damage(name: &CheckpointName, error: &Error) -> Damage {
     let checkpoint = name.to_string();
     match error {
         Error::Damaged(damage) => damage.clone(),
-        Error::NewerSchema { found, .. } => Damage { checkpoint, file: NEWER.to_owned(), detail: found.to_string() },
+        Error::NewerSchema { found, .. } => {
+            Damage { checkpoint, file: NEWER.to_owned(), detail: found.to_string() }
+        }
         other => Damage { checkpoint, file: String::new(), detail: other.to_string() },
     }
 }
 
 /// The folders that were committed, as rank 0 sees them, the newest first.
-fn candidates(store: &dyn Store, coordinator: &dyn Coordinator, deadline: Instant) -> Result<Vec<CheckpointName>> {
+fn candidates(
+    store: &dyn Store,
+    coordinator: &dyn Coordinator,
+    deadline: Instant,
+) -> Result<Vec<CheckpointName>> {
     let mut failure = None;
     let mut message = Vec::new();
     if coordinator.rank() == 0 {
@@ -125,7 +131,12 @@ fn try_one(
 }
 
 /// Brings all ranks' findings to all ranks.
-fn exchange(coordinator: &dyn Coordinator, key: &str, mine: &[Damage], deadline: Instant) -> Result<Vec<Damage>> {
+fn exchange(
+    coordinator: &dyn Coordinator,
+    key: &str,
+    mine: &[Damage],
+    deadline: Instant,
+) -> Result<Vec<Damage>> {
     let parts: Vec<Vec<Wire>> = coordinator
         .gather(key, to_json(&mine.iter().map(Wire::from).collect::<Vec<_>>()), deadline)?
         .iter()
@@ -152,5 +163,6 @@ fn to_json(value: &impl serde::Serialize) -> Vec<u8> {
 }
 
 fn from_json<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T> {
-    serde_json::from_slice(bytes).map_err(|error| Error::Invalid(format!("a peer's message cannot be read: {error}")))
+    serde_json::from_slice(bytes)
+        .map_err(|error| Error::Invalid(format!("a peer's message cannot be read: {error}")))
 }

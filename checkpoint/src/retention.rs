@@ -89,7 +89,8 @@ pub fn decide(candidates: &[Candidate], retention: &Retention) -> Vec<Option<Str
             Some(format!("one of the last {last}"))
         } else if best.contains(&index) {
             Some("one of the best".to_owned())
-        } else if retention.every.is_some_and(|every| every > 0 && candidate.name.step.is_multiple_of(every)) {
+        } else if retention.every.is_some_and(|every| every > 0 && candidate.name.step.is_multiple_of(every))
+        {
             Some(format!("its step is a multiple of {}", retention.every.unwrap_or(0)))
         } else if place.is_some_and(|place| place < ALWAYS) {
             Some(format!("one of the last {ALWAYS} good ones"))

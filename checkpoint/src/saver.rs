@@ -91,7 +91,9 @@ impl SaverConfig {
         coordinator: Arc<dyn Coordinator>,
         allocator: Arc<dyn StagingAllocator>,
     ) -> Result<Saver> {
-        for (name, value) in [("deadline_seconds", self.deadline_seconds), ("wait_seconds", self.wait_seconds)] {
+        for (name, value) in
+            [("deadline_seconds", self.deadline_seconds), ("wait_seconds", self.wait_seconds)]
+        {
             if !(value >= 0.0 && Duration::try_from_secs_f64(value).is_ok_and(|limit| limit < MAX_WAIT)) {
                 return Err(Error::Invalid(format!("`{name}` is {value}: it has to be from 0 to a year")));
             }
@@ -110,7 +112,18 @@ impl SaverConfig {
             .name("checkpoint".to_owned())
             .spawn(move || worker.run(&queue))
             .map_err(Error::io("start", "the writing thread"))?;
-        Ok(Saver { config: self, store, coordinator, allocator, shared, jobs, generation, nonce, count: 0, parent: None })
+        Ok(Saver {
+            config: self,
+            store,
+            coordinator,
+            allocator,
+            shared,
+            jobs,
+            generation,
+            nonce,
+            count: 0,
+            parent: None,
+        })
     }
 }
 
@@ -224,7 +237,10 @@ impl Ticket {
             .wait_timeout_while(outcome, limit, |outcome| outcome.is_none())
             .unwrap_or_else(|poisoned| poisoned.into_inner());
         outcome.take().unwrap_or_else(|| {
-            Err(Error::Timeout { what: format!("the save of step {}", self.step), seconds: limit.as_secs_f64() })
+            Err(Error::Timeout {
+                what: format!("the save of step {}", self.step),
+                seconds: limit.as_secs_f64(),
+            })
         })
     }
 }
@@ -397,7 +413,8 @@ impl Saver {
             }
             let until = limit.min(flight.deadline);
             if now >= limit {
-                let what = format!("the save of step {}, which the save of step {step} waited for,", flight.step);
+                let what =
+                    format!("the save of step {}, which the save of step {step} waited for,", flight.step);
                 return Err(Error::Timeout { what, seconds: self.config.wait_seconds });
             }
             state = match self.shared.changed.wait_timeout(state, until - now) {
@@ -423,7 +440,12 @@ impl Saver {
     }
 
     /// The copy, and when it began: the first save also has to fault the buffer in.
-    fn stage(&self, save: &Save<'_>, name: &CheckpointName, staging: &mut Staging) -> Result<(RankJob, Instant)> {
+    fn stage(
+        &self,
+        save: &Save<'_>,
+        name: &CheckpointName,
+        staging: &mut Staging,
+    ) -> Result<(RankJob, Instant)> {
         let (rank, world) = (self.coordinator.rank(), self.coordinator.world_size());
         let plan = plan(save.tensors, Split { rank, world, min_bytes: self.config.min_split_bytes })?;
         let mut state = serde_json::to_vec(&save.state).map_err(|error| Error::Invalid(error.to_string()))?;
@@ -467,7 +489,10 @@ impl Drop for Saver {
 
 impl std::fmt::Debug for Saver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Saver").field("store", &self.store).field("stats", &self.stats()).finish_non_exhaustive()
+        f.debug_struct("Saver")
+            .field("store", &self.store)
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
     }
 }
 
@@ -518,12 +543,16 @@ impl Worker {
     fn save(&self, job: &Job, before: Option<Instant>) -> Result<SaveReport> {
         let started = Instant::now();
         let written = match &job.rank_job {
-            Ok(rank_job) => commit::write_rank(&*self.store, &job.head.name, rank_job).map_err(|e| e.to_string()),
+            Ok(rank_job) => {
+                commit::write_rank(&*self.store, &job.head.name, rank_job).map_err(|e| e.to_string())
+            }
             Err(reason) => Err(reason.clone()),
         };
         let wrote = started.elapsed().as_secs_f64();
         let (staged_bytes, written_bytes) = match (&job.rank_job, &written) {
-            (Ok(job), Ok(report)) => (job.staging.bytes().len() as u64, report.shard.size + report.state.size),
+            (Ok(job), Ok(report)) => {
+                (job.staging.bytes().len() as u64, report.shard.size + report.state.size)
+            }
             _ => (0, 0),
         };
         let finish = Finish { head: &job.head, key: &job.key, deadline: job.deadline };
@@ -567,7 +596,8 @@ impl Worker {
         if let Err(error) = self.store.replace(names::LATEST, format!("{FOLDER}/{name}\n").as_bytes()) {
             tracing::warn!(%error, "could not write {}", names::LATEST);
         }
-        let policy = collect::Policy { retention: &self.retention, torn: collect::Torn::Fenced, live: Some(name) };
+        let policy =
+            collect::Policy { retention: &self.retention, torn: collect::Torn::Fenced, live: Some(name) };
         match collect::plan(&*self.store, &policy) {
             Ok(plan) => {
                 for failure in collect::carry_out(&*self.store, &plan) {

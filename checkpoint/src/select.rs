@@ -85,9 +85,15 @@ impl std::fmt::Display for Mismatch {
             Mismatch::Unused { saved, name } if saved == name => write!(f, "{saved}: not in the model"),
             Mismatch::Unused { saved, name } => write!(f, "{saved}: not in the model (as {name})"),
             Mismatch::Differs { name, wanted, saved } => {
-                write!(f, "{name}: the model has {}{:?}, the checkpoint {}{:?}", wanted.0, wanted.1, saved.0, saved.1)
+                write!(
+                    f,
+                    "{name}: the model has {}{:?}, the checkpoint {}{:?}",
+                    wanted.0, wanted.1, saved.0, saved.1
+                )
             }
-            Mismatch::Ambiguous { name, saved } => write!(f, "{name}: both {} and {} go there", saved[0], saved[1]),
+            Mismatch::Ambiguous { name, saved } => {
+                write!(f, "{name}: both {} and {} go there", saved[0], saved[1])
+            }
         }
     }
 }
@@ -126,12 +132,15 @@ pub fn select(manifest: &Manifest, wanted: &[Wanted], rules: &Rules) -> Result<B
     if !rules.allow_unused {
         let names: BTreeSet<&str> = wanted.iter().map(|tensor| tensor.name.as_str()).collect();
         let unused = there.iter().filter(|(name, _)| !names.contains(name.as_str()));
-        wrong.extend(unused.map(|(name, saved)| Mismatch::Unused { saved: (*saved).to_owned(), name: name.clone() }));
+        wrong.extend(
+            unused.map(|(name, saved)| Mismatch::Unused { saved: (*saved).to_owned(), name: name.clone() }),
+        );
     }
     if wrong.is_empty() { Ok(found) } else { Err(Error::Mismatch(wrong)) }
 }
 
 fn renamed(saved: &str, rules: &[Rename]) -> String {
-    let applied = rules.iter().find_map(|rule| saved.strip_prefix(&rule.from).map(|rest| format!("{}{rest}", rule.to)));
+    let applied =
+        rules.iter().find_map(|rule| saved.strip_prefix(&rule.from).map(|rest| format!("{}{rest}", rule.to)));
     applied.unwrap_or_else(|| saved.to_owned())
 }

@@ -6,10 +6,10 @@ use crate::committer::{RankReport, WrittenPiece};
 use crate::error::{Error, Result};
 use crate::manifest::{Encoding, FileEntry, FileKind};
 use crate::names;
+use crate::region::Region;
 use crate::staging::Staging;
 use crate::store::Store;
 use crate::tensor::Dtype;
-use crate::region::Region;
 
 /// Hashed in steps that stay in the cache between the two hashes.
 const STEP: usize = 256 << 10;

@@ -84,7 +84,9 @@ impl Staging {
     pub(crate) fn reserve(&mut self, bytes: usize, allocator: &dyn StagingAllocator) -> Result<()> {
         if self.memory.as_ref().is_none_or(|memory| memory.bytes().len() < bytes) {
             self.memory = None;
-            let memory = allocator.allocate(bytes).map_err(Error::io("allocate", format!("{bytes} bytes to stage into")))?;
+            let memory = allocator
+                .allocate(bytes)
+                .map_err(Error::io("allocate", format!("{bytes} bytes to stage into")))?;
             self.memory = Some(memory);
         }
         Ok(())
@@ -110,7 +112,9 @@ impl Staging {
             }
             let mut copied = copy_span(plan, tensors, start, data);
             for worker in workers {
-                let other = worker.join().unwrap_or_else(|_| Err(Error::Invalid("a tensor's source panicked".to_owned())));
+                let other = worker
+                    .join()
+                    .unwrap_or_else(|_| Err(Error::Invalid("a tensor's source panicked".to_owned())));
                 copied = copied.and(other);
             }
             copied

@@ -3,8 +3,8 @@
 
 mod common;
 
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use common::*;
@@ -162,7 +162,14 @@ fn power_cut_at_every_operation_of_the_first_save_and_before() {
         disk.inject(cut, Fault::PowerCut);
         let acknowledged = build(&disk, 1).is_ok_and(|mut group| save(&mut group, 1, 0));
         for loss in losses() {
-            assert_recovers(&disk, loss, &[], 1, acknowledged, &format!("first save, power cut at {cut} of {total}"));
+            assert_recovers(
+                &disk,
+                loss,
+                &[],
+                1,
+                acknowledged,
+                &format!("first save, power cut at {cut} of {total}"),
+            );
         }
     }
 }
@@ -186,10 +193,17 @@ fn an_error_at_every_operation_fails_the_save_and_nothing_else() {
                 }
                 // It is the same saver that goes on.
                 let found = recover::newest(store_on(&disk), Verify::Full).unwrap();
-                assert_eq!(found.checkpoint.manifest().step, if acknowledged { 2 } else { 1 }, "operation {operation}");
+                assert_eq!(
+                    found.checkpoint.manifest().step,
+                    if acknowledged { 2 } else { 1 },
+                    "operation {operation}"
+                );
                 assert!(save(&mut group, 3, 0), "operation {operation}: {:?}", group.savers[0].stats());
                 let listed = catalog::list(&*store_on(&disk)).unwrap();
-                assert!(listed.iter().all(|folder| folder.status.word() == "committed"), "{operation}: {listed:?}");
+                assert!(
+                    listed.iter().all(|folder| folder.status.word() == "committed"),
+                    "{operation}: {listed:?}"
+                );
                 operation += 1;
             }
         }

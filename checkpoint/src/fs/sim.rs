@@ -178,7 +178,12 @@ impl SimFs {
         self.disk.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    fn change(&self, operation: &str, path: &str, change: impl FnOnce(&mut Disk) -> io::Result<()>) -> io::Result<()> {
+    fn change(
+        &self,
+        operation: &str,
+        path: &str,
+        change: impl FnOnce(&mut Disk) -> io::Result<()>,
+    ) -> io::Result<()> {
         let mut disk = self.lock();
         disk.step(operation, path)?;
         change(&mut disk)

@@ -91,7 +91,8 @@ impl<F: Fs> FileStore<F> {
             let temporary = format!("{folder}{slash}.{name}.{}-{unique}.tmp", std::process::id());
             match self.write_file(&temporary, bytes) {
                 // Another host's process of the same number left it, or is at it.
-                Err(Error::Io { operation: "create", source, .. }) if source.kind() == ErrorKind::AlreadyExists => {}
+                Err(Error::Io { operation: "create", source, .. })
+                    if source.kind() == ErrorKind::AlreadyExists => {}
                 other => return other.map(|()| temporary),
             }
         }

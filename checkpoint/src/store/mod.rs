@@ -82,7 +82,10 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     fn read_small(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>> {
         let Some(blob) = self.open(path)? else { return Ok(None) };
         if blob.len() > limit {
-            return Err(Error::Invalid(format!("`{path}` has {} bytes, at most {limit} were expected", blob.len())));
+            return Err(Error::Invalid(format!(
+                "`{path}` has {} bytes, at most {limit} were expected",
+                blob.len()
+            )));
         }
         Ok(Some(blob.read(0..blob.len())?.into_owned()))
     }
@@ -109,7 +112,8 @@ pub fn open_existing(location: &str) -> Result<Arc<dyn Store>> {
 
 fn scheme(location: &str) -> Option<&str> {
     let (scheme, _) = location.split_once(':')?;
-    let plain = scheme.len() > 1 && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
+    let plain =
+        scheme.len() > 1 && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
     plain.then_some(scheme)
 }
 

@@ -1,5 +1,5 @@
 //! A small model whose values follow from step and name, so that a mixture of two checkpoints cannot go unseen.
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub)]
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -104,7 +104,11 @@ pub fn assert_whole(checkpoint: &Checkpoint) {
     let step = checkpoint.manifest().step;
     assert_eq!(checkpoint.manifest().tensors.len(), specs().len());
     for spec in specs() {
-        assert!(*checkpoint.tensor(spec.name).unwrap() == content(&spec, step)[..], "{} at step {step}", spec.name);
+        assert!(
+            *checkpoint.tensor(spec.name).unwrap() == content(&spec, step)[..],
+            "{} at step {step}",
+            spec.name
+        );
     }
     for rank in 0..checkpoint.manifest().world_size {
         let found: (u64, u32, f64) = checkpoint.state(rank, 1, |_, state| Ok(state)).unwrap();
@@ -140,8 +144,10 @@ pub fn save_all(savers: &mut [Saver], step: u64) -> Vec<Result<SaveReport>> {
     let world = savers.len() as u32;
     let saved: Vec<_> =
         savers.iter_mut().enumerate().map(|(rank, saver)| start(saver, step, rank as u32, world)).collect();
-    let outcomes =
-        saved.into_iter().map(|saved| saved?.wait(LIMIT).map(|report| report.expect("not skipped"))).collect();
+    let outcomes = saved
+        .into_iter()
+        .map(|saved| saved?.wait(LIMIT).map(|report| report.expect("not skipped")))
+        .collect();
     savers.iter().for_each(|saver| saver.finish(LIMIT).unwrap());
     outcomes
 }
