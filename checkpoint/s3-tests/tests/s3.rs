@@ -1,6 +1,7 @@
 //! The commit protocol on an S3 that misbehaves: errors before and after the deed, slow answers, requests that arrive
 //! twice, answers that never come. Exactly one COMMIT comes of every acknowledged save, and it verifies.
 
+#[path = "../../tests/common/mod.rs"]
 mod common;
 
 use std::collections::HashMap;
