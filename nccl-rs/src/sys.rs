@@ -2,7 +2,7 @@
 //!
 //! There is no `#[link]`: [`Table::load`] resolves every symbol by name. Those that NCCL 2.19 has are required; newer
 //! ones are `Option`, and what is missing is answered by the layer above with a typed error. The list of functions is
-//! written once, in [`nccl_functions`]; the table here and the wrappers in `result` are both made from it.
+//! written once, in `nccl_functions`; the table here and the wrappers in `result` are both made from it.
 //!
 //! Use the safe types at the crate root instead, unless you write bindings of your own.
 #![allow(non_camel_case_types)]

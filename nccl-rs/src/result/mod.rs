@@ -120,7 +120,7 @@ impl Api {
     }
 
     /// Closes a group without launching it and gives NCCL's estimate of the time it would have taken, in microseconds.
-    pub(crate) fn estimate_group(&self) -> Result<(Progress, f32)> {
+    pub(crate) fn estimate_group(&self) -> Result<f32> {
         let mut info = sys::ncclSimInfo_t {
             size: size_of::<sys::ncclSimInfo_t>(),
             magic: sys::SIM_INFO_MAGIC,
@@ -128,8 +128,8 @@ impl Api {
             estimated_time: -1.0,
         };
         // SAFETY: `info` is initialised as the API wants and lives through the call.
-        let progress = unsafe { self.group_simulate_end(&mut info) }?;
-        Ok((progress, info.estimated_time))
+        let _ = unsafe { self.group_simulate_end(&mut info) }?;
+        Ok(info.estimated_time)
     }
 
     /// A fresh id for a new clique, or whatever keeps this machine from making one.

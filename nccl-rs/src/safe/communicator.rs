@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use super::{Config, Nccl, Registration, UniqueId, Window, shared::Shared};
+use super::{Config, Nccl, Registration, UniqueId, Window, group::refuse_if_open, shared::Shared};
 use crate::{
     error::{Code, Error, Result, Version},
     result::{Api, DeviceSliceMut, PendingComm, Progress, RawComm, RawConfig, ShrinkMode},
@@ -36,7 +36,8 @@ pub enum MemoryStatistic {
 }
 
 impl Communicator {
-    /// Joins a clique of `world` ranks as `rank`, with the current CUDA device, and waits for all the others.
+    /// Joins a clique of `world` ranks as `rank`, with the current CUDA device, and waits for all the others. A process
+    /// with several devices does this on a thread for each.
     pub fn init(nccl: &Nccl, world: u32, rank: u32, id: &UniqueId, config: &Config) -> Result<Self> {
         Self::init_scalable(nccl, world, rank, std::slice::from_ref(id), config)
     }
@@ -50,6 +51,7 @@ impl Communicator {
         ids: &[UniqueId],
         config: &Config,
     ) -> Result<Self> {
+        refuse_if_open("init")?;
         check_rank("init", world, rank)?;
         if ids.is_empty() {
             return Err(Error::InvalidArgument {
@@ -65,6 +67,7 @@ impl Communicator {
 
     /// Joins, as a newcomer, a clique that grows to `world` ranks; see [`Communicator::grow`].
     pub fn join(nccl: &Nccl, world: u32, rank: u32, id: &UniqueId, config: &Config) -> Result<Self> {
+        refuse_if_open("join")?;
         check_rank("join", world, rank)?;
         let raw = RawConfig::new(config, nccl.version())?;
         let comm = RawComm::join(&nccl.api, world, rank, &id.0, raw).map_err(|e| with_rank(e, rank))?;
@@ -140,6 +143,7 @@ impl Communicator {
     /// Waits until all ranks have done all their work, then frees the communicator. If that fails or takes too long, it is
     /// aborted and the failure told.
     pub fn destroy(self) -> Result<()> {
+        refuse_if_open("destroy")?;
         let finalized = self.shared.launch("ncclCommFinalize", RawComm::finalize);
         if let Err(error) = finalized {
             let _ = self.shared.abort("it could not be finalized");
@@ -162,6 +166,7 @@ impl Communicator {
     /// Stops every operation in flight but keeps the communicator, so that it can still be shrunk, split or freed with
     /// [`Communicator::free_revoked`]. Since 2.28.7.
     pub fn revoke(&self) -> Result<()> {
+        refuse_if_open("revoke")?;
         self.shared.launch("ncclCommRevoke", RawComm::revoke)
     }
 
@@ -169,6 +174,7 @@ impl Communicator {
     /// rank has to call it. Without a configuration the children inherit this one's.
     pub fn split(&self, color: Option<u32>, key: i32, config: Option<&Config>) -> Result<Option<Self>> {
         let operation = "ncclCommSplit";
+        refuse_if_open(operation)?;
         let raw = self.raw_config(config)?;
         let pending = self.shared.with(operation, |comm| comm.split(color, key, raw))?;
         if color.is_none() {
@@ -184,6 +190,7 @@ impl Communicator {
     /// 2.27.3.
     pub fn shrink(&self, exclude: &[u32], mode: ShrinkMode, config: Option<&Config>) -> Result<Self> {
         let operation = "ncclCommShrink";
+        refuse_if_open(operation)?;
         if exclude.is_empty() || exclude.iter().any(|r| *r >= self.world || *r == self.rank()) {
             return Err(Error::InvalidArgument {
                 operation,
@@ -208,6 +215,7 @@ impl Communicator {
     /// get those behind. The rank that made the id passes it, the others pass `None`. Since 2.29.2.
     pub fn grow(&self, world: u32, id: Option<&UniqueId>, config: Option<&Config>) -> Result<Self> {
         let operation = "ncclCommGrow";
+        refuse_if_open(operation)?;
         if world <= self.world {
             return Err(Error::InvalidArgument {
                 operation,
@@ -244,6 +252,7 @@ impl Communicator {
     /// [`Nccl::alloc`] if it is to be `symmetric`. `None` where the hardware has no use for it. Since 2.27.3.
     pub fn register_window(&self, memory: DeviceSliceMut, symmetric: bool) -> Result<Option<Window>> {
         let operation = "ncclCommWindowRegister";
+        refuse_if_open(operation)?;
         let pending = self.shared.with(operation, |comm| comm.register_window(memory, symmetric))?;
         let handle = pending.resolve(|| self.shared.wait(operation))?;
         let comm = Arc::downgrade(&self.shared);

@@ -28,6 +28,18 @@ pub(super) fn record(shared: &Arc<Shared>) -> bool {
     })
 }
 
+/// Refuses what has to wait for its outcome while a group is open, since nothing happens before the group's end.
+pub(super) fn refuse_if_open(operation: &'static str) -> Result<()> {
+    if OPEN.with_borrow(Option::is_none) {
+        return Ok(());
+    }
+    Err(Error::InvalidArgument {
+        operation,
+        what: "it waits for its outcome, so it cannot be part of the group that is open on this thread"
+            .to_owned(),
+    })
+}
+
 /// An open group on this thread: sends and receives that wait for each other, or many small collectives, are launched
 /// together at its end.
 ///
@@ -69,18 +81,19 @@ impl Group {
         waited.and(left)
     }
 
-    /// Drops what was recorded and gives NCCL's estimate, in microseconds, of what it would have taken. Since 2.22.
+    /// Gives NCCL's estimate, in microseconds, of what the group would take, and drops what was recorded. Since 2.22.3;
+    /// before, the group is launched as if dropped, so ask [`Nccl::has`](crate::Nccl::has) first.
     pub fn estimate(self) -> Result<f32> {
-        if !self.api.has("ncclGroupSimulateEnd") {
-            // Dropping `self` closes the group, so it must not have recorded anything yet.
-            return self.api.estimate_group().map(|(_, micros)| micros);
-        }
         let members = OPEN.take().unwrap_or_default();
         let estimated = self.api.estimate_group();
+        if matches!(estimated, Err(Error::NotSupported { .. })) {
+            // Nobody closed the group, and NCCL can only do so by launching it.
+            OPEN.set(Some(members));
+            return estimated;
+        }
         std::mem::forget(self);
         let left = leave(&members);
-        let (_, micros) = estimated?;
-        left.map(|()| micros)
+        estimated.and_then(|micros| left.map(|()| micros))
     }
 }
 
