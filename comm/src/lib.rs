@@ -12,6 +12,7 @@ mod reduce;
 mod rendezvous;
 mod shm;
 pub mod store;
+pub mod tcp;
 pub mod thread;
 mod work;
 

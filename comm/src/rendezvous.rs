@@ -20,6 +20,8 @@ pub enum Transport {
     Thread(Arc<Hub>),
     /// Ranks are processes of one host.
     Shm,
+    /// Ranks are anywhere, connected over TCP.
+    Tcp,
 }
 
 impl FromStr for Transport {
@@ -29,9 +31,10 @@ impl FromStr for Transport {
         match name {
             "auto" | "" => Ok(Transport::Auto),
             "shm" => Ok(Transport::Shm),
+            "tcp" => Ok(Transport::Tcp),
             other => Err(Error::NotAvailable {
                 what: "transport",
-                why: format!("{other:?} is not one of auto, shm"),
+                why: format!("{other:?} is not one of auto, shm, tcp"),
             }),
         }
     }
@@ -130,6 +133,7 @@ impl Rendezvous {
     fn connect(&self) -> Result<Arc<dyn Backend>> {
         match &self.transport {
             Transport::Thread(hub) => crate::thread::connect(self, hub),
+            Transport::Tcp => crate::tcp::connect(self),
             Transport::Shm | Transport::Auto => crate::shm::connect(self),
         }
     }
