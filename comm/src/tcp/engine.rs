@@ -217,7 +217,8 @@ impl Engine {
                 }
                 let place = self.place;
                 let mut refusal = None;
-                let event = peer.lanes[lane].receive(|header| admit(exchange, place, rank, lane, header, &mut refusal));
+                let event = peer.lanes[lane]
+                    .receive(|header| admit(exchange, place, rank, lane, header, &mut refusal));
                 let frames = match event {
                     Some(Event::Frame(header)) => exchange.arrive(rank, lane, &header),
                     Some(Event::Idle | Event::Held) => break,

@@ -53,7 +53,13 @@ pub(super) struct Exchange {
 
 impl Exchange {
     /// Begins a call. Its plan's scratch must stay untouched until it is finished.
-    pub(super) fn new(call: Call, number: u64, place: Place, scratch: Region, probe: Option<Probe>) -> Exchange {
+    pub(super) fn new(
+        call: Call,
+        number: u64,
+        place: Place,
+        scratch: Region,
+        probe: Option<Probe>,
+    ) -> Exchange {
         let plan = Plan::new(&call, place.rank, place.world, scratch);
         let mut arrived = Vec::with_capacity(place.world);
         let mut expected = vec![vec![0; place.lanes]; place.world];
@@ -63,7 +69,9 @@ impl Exchange {
         for peer in 0..place.world {
             let [scatter, gather] = match peer == place.rank {
                 true => [0, 0],
-                false => [pieces(plan.scatter_in[peer].len(), true), pieces(plan.gather_in[peer].len(), false)],
+                false => {
+                    [pieces(plan.scatter_in[peer].len(), true), pieces(plan.gather_in[peer].len(), false)]
+                }
             };
             for index in (0..scatter).chain(0..gather) {
                 expected[peer][index % place.lanes] += 1;

@@ -148,7 +148,11 @@ impl Meeting<'_> {
             let text = String::from_utf8_lossy(&found).into_owned();
             let Ok(at) = text.parse::<SocketAddr>() else {
                 let why = format!("{text:?} is no address");
-                return Err(Error::Store { what: "read the address of a rank", key: format!("tcp/{rank}"), why });
+                return Err(Error::Store {
+                    what: "read the address of a rank",
+                    key: format!("tcp/{rank}"),
+                    why,
+                });
             };
             for connection in 0..self.each {
                 let stream = self.connect_one(rank, at, connection)?;
@@ -173,7 +177,13 @@ impl Meeting<'_> {
     }
 
     /// The connecting end of a handshake.
-    fn introduce(&self, stream: TcpStream, rank: usize, at: SocketAddr, connection: u32) -> Result<TcpStream> {
+    fn introduce(
+        &self,
+        stream: TcpStream,
+        rank: usize,
+        at: SocketAddr,
+        connection: u32,
+    ) -> Result<TcpStream> {
         let peer = format!("rank {rank} at {at}");
         set_timeouts(&stream, Some(self.left()?))?;
         let mut sealed = connect_peer(stream, &self.who.token, &peer)?;
