@@ -87,3 +87,39 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// How the group is doing.
     fn health(&self) -> Health;
 }
+
+impl<B: Backend + ?Sized> Backend for Arc<B> {
+    fn name(&self) -> &'static str {
+        (**self).name()
+    }
+    fn rank(&self) -> usize {
+        (**self).rank()
+    }
+    fn world_size(&self) -> usize {
+        (**self).world_size()
+    }
+    fn generation(&self) -> u64 {
+        (**self).generation()
+    }
+    fn submit(&self, call: Call, within: Duration) -> Result<Ticket> {
+        (**self).submit(call, within)
+    }
+    fn poll(&self, ticket: Ticket) -> Result<bool> {
+        (**self).poll(ticket)
+    }
+    fn wait(&self, ticket: Ticket, within: Duration) -> Result<()> {
+        (**self).wait(ticket, within)
+    }
+    fn run(&self, call: Call, within: Duration) -> Result<()> {
+        (**self).run(call, within)
+    }
+    fn alloc(&self, bytes: usize, within: Duration) -> Result<SharedMemory> {
+        (**self).alloc(bytes, within)
+    }
+    fn abort(&self, reason: &str) {
+        (**self).abort(reason);
+    }
+    fn health(&self) -> Health {
+        (**self).health()
+    }
+}

@@ -42,6 +42,17 @@ impl ProcessGroup {
         ProcessGroup { backend, origin, id, splits: Arc::default(), within }
     }
 
+    pub(crate) fn with_origin(self, origin: Rendezvous) -> ProcessGroup {
+        ProcessGroup { origin: Some(Arc::new(origin)), ..self }
+    }
+
+    /// The same membership behind another back end, like a [`Faulty`](crate::Faulty) one around this. Wrap before buckets are made.
+    #[must_use]
+    pub fn wrap<B: Backend + 'static>(self, outer: impl FnOnce(Arc<dyn Backend>) -> B) -> ProcessGroup {
+        let ProcessGroup { backend, origin, id, splits, within } = self;
+        ProcessGroup { backend: Arc::new(outer(backend)), origin, id, splits, within }
+    }
+
     /// This rank.
     pub fn rank(&self) -> usize {
         self.backend.rank()
