@@ -199,12 +199,12 @@ fn tcp_2_a_rank_that_does_not_come_is_named_at_the_deadline() {
         group.barrier().unwrap();
         if group.rank() == 2 {
             // Stays connected, and waits for the others' verdict without taking part.
-            return loop {
+            loop {
                 match group.health().over {
                     Some(over) => return Err(over),
                     None => std::thread::yield_now(),
                 }
-            };
+            }
         }
         let within = if group.rank() == 0 { Duration::from_millis(300) } else { Duration::from_secs(30) };
         let error = group.within(within).barrier().unwrap_err();

@@ -15,8 +15,8 @@ const TEXT_AT: usize = 64;
 pub(super) enum Note {
     /// The sender leaves in good order.
     Bye,
-    /// The group is over.
-    Over(Cause),
+    /// The group is over. The sender had finished so many collectives, so every rank can still finish those.
+    Over { cause: Cause, finished: u64 },
 }
 
 /// Why a group is over, as it travels. Ranks are the group's.
@@ -53,13 +53,18 @@ impl Note {
         bytes[0..4].copy_from_slice(&MAGIC);
         let (code, numbers, text): (u8, [u64; 4], &str) = match self {
             Note::Bye => (0, [0; 4], ""),
-            Note::Over(Cause::Lost { rank, why }) => (1, [*rank as u64, 0, 0, 0], why),
-            Note::Over(Cause::Mismatch { rank, mine, peer, theirs }) => {
-                (2, [*rank as u64, mine.to_word(), *peer as u64, theirs.to_word()], "")
-            }
-            Note::Over(Cause::Aborted { by, reason }) => (3, [*by as u64, 0, 0, 0], reason),
-            Note::Over(Cause::Corrupt { by, why }) => (4, [*by as u64, 0, 0, 0], why),
+            Note::Over { cause, .. } => match cause {
+                Cause::Lost { rank, why } => (1, [*rank as u64, 0, 0, 0], why),
+                Cause::Mismatch { rank, mine, peer, theirs } => {
+                    (2, [*rank as u64, mine.to_word(), *peer as u64, theirs.to_word()], "")
+                }
+                Cause::Aborted { by, reason } => (3, [*by as u64, 0, 0, 0], reason),
+                Cause::Corrupt { by, why } => (4, [*by as u64, 0, 0, 0], why),
+            },
         };
+        if let Note::Over { finished, .. } = self {
+            bytes[52..60].copy_from_slice(&finished.to_le_bytes());
+        }
         bytes[4] = code;
         bytes[8..16].copy_from_slice(&generation.to_le_bytes());
         for (i, number) in numbers.into_iter().enumerate() {
@@ -92,18 +97,19 @@ impl Note {
         let length = u32::from_le_bytes(bytes[48..52].try_into().expect("four bytes")) as usize;
         let text = bytes[TEXT_AT..BYTES - 4].get(..length).ok_or("a note longer than itself")?;
         let text = String::from_utf8_lossy(text).into_owned();
-        Ok(match bytes[4] {
-            0 => Note::Bye,
-            1 => Note::Over(Cause::Lost { rank: rank(16)?, why: text }),
-            2 => Note::Over(Cause::Mismatch {
+        let cause = match bytes[4] {
+            0 => return Ok(Note::Bye),
+            1 => Cause::Lost { rank: rank(16)?, why: text },
+            2 => Cause::Mismatch {
                 rank: rank(16)?,
                 mine: Signature::from_word(long(24)),
                 peer: rank(32)?,
                 theirs: Signature::from_word(long(40)),
-            }),
-            3 => Note::Over(Cause::Aborted { by: rank(16)?, reason: text }),
-            4 => Note::Over(Cause::Corrupt { by: rank(16)?, why: text }),
+            },
+            3 => Cause::Aborted { by: rank(16)?, reason: text },
+            4 => Cause::Corrupt { by: rank(16)?, why: text },
             _ => return Err("there is no such note"),
-        })
+        };
+        Ok(Note::Over { cause, finished: long(52) })
     }
 }

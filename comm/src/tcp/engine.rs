@@ -15,10 +15,14 @@ use std::collections::VecDeque;
 use std::io::{ErrorKind, Read};
 use std::net::TcpStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long the cause may lag behind the end of a connection before the end itself is taken for the cause.
 const GRACE: Duration = Duration::from_millis(200);
+
+/// How long calls that others have finished may take to finish here too, once the group is over.
+const LAST_CALLS: Duration = Duration::from_secs(1);
 
 /// The connections to one peer, as they come from the mesh. None of them blocks.
 #[derive(Debug)]
@@ -63,7 +67,10 @@ pub(super) struct Engine {
     waiting: VecDeque<Call>,
     active: Option<Exchange>,
     submitted: u64,
-    finished: u64,
+    /// Read by threads that tell the others that the group is over.
+    finished: Arc<AtomicU64>,
+    /// Why the group is over, to be told when so many collectives are finished, or at some time.
+    ending: Option<(Cause, u64, Instant)>,
     scratch: Pages,
     probe: Option<Probe>,
 }
@@ -89,7 +96,8 @@ impl Engine {
             waiting: VecDeque::new(),
             active: None,
             submitted: 0,
-            finished: 0,
+            finished: Arc::default(),
+            ending: None,
             scratch: Pages::new(0),
             probe,
         }
@@ -117,7 +125,12 @@ impl Engine {
 
     /// How many collectives are finished.
     pub(super) fn finished(&self) -> u64 {
-        self.finished
+        self.finished.load(Ordering::Relaxed)
+    }
+
+    /// The same, for whom does not hold the engine.
+    pub(super) fn finished_counter(&self) -> Arc<AtomicU64> {
+        self.finished.clone()
     }
 
     /// How many sends to and receives from a peer are finished.
@@ -170,7 +183,12 @@ impl Engine {
         if notes || self.peers.iter().flatten().any(|p| p.suspect.is_some()) {
             self.read_notes()?;
         }
-        Ok(())
+        match &self.ending {
+            Some((cause, calls, since)) if self.finished() >= *calls || since.elapsed() > LAST_CALLS => {
+                Err(cause.clone())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Begins the next collective, if none is under way.
@@ -184,7 +202,7 @@ impl Engine {
             self.scratch = Pages::new(need.next_power_of_two());
         }
         let scratch = self.scratch.region();
-        let mut exchange = Exchange::new(call, self.finished, self.place, scratch, self.probe.clone());
+        let mut exchange = Exchange::new(call, self.finished(), self.place, scratch, self.probe.clone());
         let frames = exchange.open();
         self.active = Some(exchange);
         self.push(frames);
@@ -280,7 +298,7 @@ impl Engine {
             return false;
         }
         self.active = None;
-        self.finished += 1;
+        self.finished.fetch_add(1, Ordering::Relaxed);
         self.tell(Phase::Finished);
         true
     }
@@ -293,13 +311,18 @@ impl Engine {
             while let Some(note) = peer.control.read() {
                 match Note::decode(&note, generation, world) {
                     Ok(Note::Bye) => peer.control.said_bye = true,
-                    Ok(Note::Over(cause)) => return Err(cause),
+                    Ok(Note::Over { cause, finished }) => {
+                        self.ending.get_or_insert((cause, finished, Instant::now()));
+                    }
                     Err(why) => return Err(corrupt(rank, why.into())),
                 }
             }
         }
         for (rank, peer) in self.peers.iter().enumerate() {
             let Some(Peer { suspect: Some((since, why)), control, .. }) = peer else { continue };
+            if let Some((cause, ..)) = &self.ending {
+                return Err(cause.clone());
+            }
             if control.closed || since.elapsed() > GRACE {
                 let why = if control.said_bye { "it left the group".into() } else { why.clone() };
                 return Err(Cause::Lost { rank, why });
@@ -310,7 +333,7 @@ impl Engine {
 
     /// What to wait for.
     pub(super) fn interest(&self) -> Interest {
-        let mut interest = Interest { sockets: Vec::new(), soon: false };
+        let mut interest = Interest { sockets: Vec::new(), soon: self.ending.is_some() };
         for (rank, peer) in self.peers.iter().enumerate() {
             let Some(peer) = peer else { continue };
             if !peer.control.closed {

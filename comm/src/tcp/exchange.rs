@@ -66,7 +66,7 @@ impl Exchange {
         let passed_on = plan.gather_out.iter().map(|r| r.len()).max().unwrap_or(0);
         let part = plan.combine.map_or(passed_on, |c| c.target.len());
         let mut sources = vec![0; pieces(part, false)];
-        for peer in 0..place.world {
+        for (peer, expected) in expected.iter_mut().enumerate() {
             let [scatter, gather] = match peer == place.rank {
                 true => [0, 0],
                 false => {
@@ -74,7 +74,7 @@ impl Exchange {
                 }
             };
             for index in (0..scatter).chain(0..gather) {
-                expected[peer][index % place.lanes] += 1;
+                expected[index % place.lanes] += 1;
             }
             for waiting in sources.iter_mut().take(pieces(plan.scatter_in[peer].len(), false)) {
                 *waiting += 1;

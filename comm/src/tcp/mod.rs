@@ -39,7 +39,7 @@ use memory::Pages;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fd::OwnedFd;
 use std::io::Write;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -65,6 +65,7 @@ pub(crate) fn connect(who: &Rendezvous) -> Result<Arc<dyn Backend>> {
     Ok(Arc::new(Tcp {
         place,
         sockets,
+        finished: engine.finished_counter(),
         engine: Mutex::new(engine),
         over: OnceLock::new(),
         wake,
@@ -80,6 +81,8 @@ struct Tcp {
     /// For notes, which are written from any thread.
     sockets: Vec<Option<Sockets>>,
     engine: Mutex<Engine>,
+    /// Collectives that are finished here.
+    finished: Arc<AtomicU64>,
     /// The first failure, which every later call returns.
     over: OnceLock<Error>,
     /// Wakes threads that sleep in a call.
@@ -118,7 +121,8 @@ impl Tcp {
             return;
         }
         tracing::debug!(rank = self.place.rank, ?cause, "the group is over");
-        self.tell(&Note::Over(cause.clone()));
+        let finished = self.finished.load(Ordering::Relaxed);
+        self.tell(&Note::Over { cause: cause.clone(), finished });
         self.wake();
     }
 
@@ -219,8 +223,11 @@ impl Backend for Tcp {
         if self.is_finished(&engine, ticket) {
             return Ok(true);
         }
-        self.pump(&mut engine, true)?;
-        Ok(self.is_finished(&engine, ticket))
+        let pumped = self.pump(&mut engine, true);
+        if self.is_finished(&engine, ticket) {
+            return Ok(true);
+        }
+        pumped.map(|()| false)
     }
 
     fn wait(&self, ticket: Ticket, within: Duration) -> Result<()> {
@@ -232,10 +239,11 @@ impl Backend for Tcp {
                 if self.is_finished(&engine, ticket) {
                     return Ok(());
                 }
-                self.pump(&mut engine, sleepy)?;
+                let pumped = self.pump(&mut engine, sleepy);
                 if self.is_finished(&engine, ticket) {
                     return Ok(());
                 }
+                pumped?;
                 let waited = started.elapsed();
                 if waited >= within {
                     return Err(self.late(&mut engine, ticket, waited));
