@@ -1,0 +1,5 @@
+//! Gangs.
+
+pub mod failure;
+pub mod machine;
+pub mod state;
