@@ -14,6 +14,8 @@ pub enum CauseKind {
         /// The rank it lost.
         peer: u32,
     },
+    /// The process could not be made.
+    NotLaunched,
     /// The process ended without having finished.
     Exited {
         /// Its exit code.
@@ -56,7 +58,7 @@ pub struct Cause {
     /// The member's rank.
     pub rank: u32,
     /// Its slot.
-    pub slot: u64,
+    pub slot: u32,
     /// The attempt it belonged to.
     pub attempt: u32,
     /// The generation it worked in.
@@ -73,6 +75,7 @@ impl fmt::Display for Cause {
         match &self.kind {
             CauseKind::Error => write!(f, "failed")?,
             CauseKind::PeerLost { peer } => write!(f, "lost its peer, rank {peer}")?,
+            CauseKind::NotLaunched => write!(f, "could not be launched")?,
             CauseKind::Exited { code } => write!(f, "exited with code {code} before it finished")?,
             CauseKind::Killed { signal } => write!(f, "was killed by signal {signal}")?,
             CauseKind::Lost => write!(f, "was lost")?,

@@ -47,8 +47,11 @@ impl Default for Timing {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// No gang has that slot.
-    #[error("nobody was launched for this slot")]
+    /// There is no such gang, at least not any more.
+    #[error("this controller has no such gang at work")]
+    UnknownGang,
+    /// The gang has fewer members.
+    #[error("the gang has no such slot")]
     UnknownSlot,
     /// The gang has moved on.
     #[error("it is of attempt {presented}, and attempt {current} holds the slot")]
@@ -72,31 +75,31 @@ pub enum Input {
     /// Anything at all came from the member.
     Heard {
         /// The member's slot.
-        slot: u64,
+        slot: u32,
     },
     /// The member's stream ended.
     Disconnected {
         /// The member's slot.
-        slot: u64,
+        slot: u32,
     },
     /// The member says that it is ready.
     Ready {
         /// The member's slot.
-        slot: u64,
+        slot: u32,
         /// The generation it means.
         generation: u64,
     },
     /// The member says that it finished.
     Finished {
         /// The member's slot.
-        slot: u64,
+        slot: u32,
         /// The generation it means.
         generation: u64,
     },
     /// The member says that it failed.
     Failed {
         /// The member's slot.
-        slot: u64,
+        slot: u32,
         /// The generation it means.
         generation: u64,
         /// The error.
@@ -104,13 +107,13 @@ pub enum Input {
         /// The rank whose loss was the reason.
         peer: Option<u32>,
     },
-    /// The spawner says that the member's process ended.
+    /// The spawner says that the member's process ended, or could not begin.
     Ended {
         /// The member's slot.
-        slot: u64,
+        slot: u32,
         /// The attempt the process belonged to.
         attempt: u32,
-        /// How it ended: `Exited`, `Killed` or `Lost`.
+        /// How it ended: `NotLaunched`, `Exited`, `Killed` or `Lost`.
         kind: CauseKind,
         /// What the spawner says about it.
         message: String,
@@ -134,21 +137,21 @@ pub enum Action {
     /// Tell the member its rank in the generation.
     Assign {
         /// The member's slot.
-        slot: u64,
+        slot: u32,
         /// The generation.
         generation: u64,
     },
     /// Tell the member to begin.
     Start {
         /// The member's slot.
-        slot: u64,
+        slot: u32,
         /// The generation.
         generation: u64,
     },
     /// Tell the member that the generation is over.
     Abort {
         /// The member's slot.
-        slot: u64,
+        slot: u32,
         /// The generation.
         generation: u64,
         /// Why.
@@ -157,15 +160,12 @@ pub enum Action {
     /// Tell the member to end within the grace.
     Stop {
         /// The member's slot.
-        slot: u64,
+        slot: u32,
         /// The grace.
         grace: Duration,
     },
-    /// End the member's process by force.
-    Kill {
-        /// The member's slot.
-        slot: u64,
-    },
+    /// End by force whatever still runs.
+    Kill,
     /// Make the processes of the attempt.
     Launch {
         /// The attempt.
@@ -207,7 +207,7 @@ impl Machine {
     /// The supervisor of a gang whose members, by rank, have the slots. The first output launches it.
     pub fn launch(
         timing: Timing,
-        slots: &[u64],
+        slots: &[u32],
         attempt: u32,
         generation: u64,
         now: Duration,
@@ -231,6 +231,13 @@ impl Machine {
         &self.state
     }
 
+    /// Whether what a worker says of `generation` still counts.
+    pub fn counts(&self, slot: u32, generation: u64) -> bool {
+        let member = self.state.rank(slot).map(|rank| &self.state.members[rank]);
+        let over = matches!(self.state.phase, Phase::Failed | Phase::Stopped);
+        generation == self.state.generation && !over && member.is_some_and(|member| !member.is_over())
+    }
+
     /// How long ago the member of this rank was heard.
     pub fn silence(&self, rank: usize, now: Duration) -> Duration {
         self.pulses.get(rank).map_or(Duration::ZERO, |pulse| now.saturating_sub(pulse.heard))
@@ -240,7 +247,7 @@ impl Machine {
     pub fn hello(
         &mut self,
         now: Duration,
-        slot: u64,
+        slot: u32,
         attempt: u32,
         incarnation: Incarnation,
     ) -> Result<Output, Refusal> {
@@ -294,7 +301,7 @@ impl Machine {
             }),
             Input::Finished { slot, generation } => {
                 self.with_current(now, slot, generation, |machine, rank| {
-                    let running = machine.state.phase == Phase::Running
+                    let running = matches!(machine.state.phase, Phase::Running | Phase::Stopping)
                         && machine.state.members[rank].step == Step::Running;
                     if running {
                         machine.emit(Event::MemberFinished { slot });
@@ -321,7 +328,7 @@ impl Machine {
         std::mem::take(&mut self.out)
     }
 
-    fn with_rank(&mut self, slot: u64, act: impl FnOnce(&mut Self, usize)) {
+    fn with_rank(&mut self, slot: u32, act: impl FnOnce(&mut Self, usize)) {
         if let Some(rank) = self.state.rank(slot) {
             act(self, rank);
         }
@@ -331,7 +338,7 @@ impl Machine {
     fn with_current(
         &mut self,
         now: Duration,
-        slot: u64,
+        slot: u32,
         generation: u64,
         act: impl FnOnce(&mut Self, usize),
     ) {
@@ -355,7 +362,7 @@ impl Machine {
         self.emit(event);
     }
 
-    fn each(&mut self, action: impl Fn(u64) -> Action) {
+    fn each(&mut self, action: impl Fn(u32) -> Action) {
         let present = self.state.members.iter().filter(|member| !member.is_over());
         self.out.actions.extend(present.map(|member| action(member.slot)));
     }
@@ -525,7 +532,7 @@ impl Machine {
         } else if late && !self.killed {
             self.killed = true;
             self.deadline = Some(now + self.timing.settle);
-            self.each(|slot| Action::Kill { slot });
+            self.out.actions.push(Action::Kill);
         } else if late {
             self.enter(now, Event::Stopped, None);
         }

@@ -52,7 +52,7 @@ pub enum Step {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
     /// The slot it was launched for.
-    pub slot: u64,
+    pub slot: u32,
     /// Where it is.
     pub step: Step,
     /// The process that took the slot, once one has.
@@ -64,7 +64,7 @@ pub struct Member {
 }
 
 impl Member {
-    fn new(slot: u64) -> Self {
+    fn new(slot: u32) -> Self {
         Self { slot, step: Step::Launched, incarnation: None, connected: false, suspect: false }
     }
 
@@ -88,29 +88,29 @@ pub enum Event {
     /// A process took its slot.
     Called {
         /// The member's slot.
-        slot: u64,
+        slot: u32,
         /// The process.
         incarnation: Incarnation,
     },
     /// A member's stream ended.
     Disconnected {
         /// The member's slot.
-        slot: u64,
+        slot: u32,
     },
     /// A member opened a stream again.
     Reconnected {
         /// The member's slot.
-        slot: u64,
+        slot: u32,
     },
     /// A member has been silent for long.
     Suspected {
         /// The member's slot.
-        slot: u64,
+        slot: u32,
     },
     /// A suspected member was heard again.
     Cleared {
         /// The member's slot.
-        slot: u64,
+        slot: u32,
     },
     /// All members called and were told their ranks in this generation.
     Assigned {
@@ -120,7 +120,7 @@ pub enum Event {
     /// A member is ready.
     Ready {
         /// The member's slot.
-        slot: u64,
+        slot: u32,
     },
     /// All members are ready.
     Joined,
@@ -132,7 +132,7 @@ pub enum Event {
     /// A member finished its work.
     MemberFinished {
         /// The member's slot.
-        slot: u64,
+        slot: u32,
     },
     /// All members finished.
     Finished {
@@ -148,7 +148,7 @@ pub enum Event {
     /// A member's process ended, and that was right.
     Left {
         /// The member's slot.
-        slot: u64,
+        slot: u32,
     },
     /// All members ended.
     Stopped,
@@ -171,7 +171,7 @@ pub struct State {
 
 impl State {
     /// A gang of the slots, before anything happened.
-    pub fn new(slots: &[u64]) -> Self {
+    pub fn new(slots: &[u32]) -> Self {
         Self {
             phase: Phase::Joining,
             attempt: 0,
@@ -182,7 +182,7 @@ impl State {
     }
 
     /// The rank of a slot.
-    pub fn rank(&self, slot: u64) -> Option<usize> {
+    pub fn rank(&self, slot: u32) -> Option<usize> {
         self.members.iter().position(|member| member.slot == slot)
     }
 
@@ -190,7 +190,7 @@ impl State {
     pub fn apply(&mut self, event: &Event) {
         match event {
             Event::Launched { attempt, generation } => {
-                let slots: Vec<u64> = self.members.iter().map(|member| member.slot).collect();
+                let slots: Vec<u32> = self.members.iter().map(|member| member.slot).collect();
                 *self = Self { attempt: *attempt, generation: *generation, ..Self::new(&slots) };
             }
             Event::Called { slot, incarnation } => {
@@ -235,7 +235,7 @@ impl State {
         }
     }
 
-    fn update(&mut self, slot: u64, change: impl FnOnce(&mut Member)) {
+    fn update(&mut self, slot: u32, change: impl FnOnce(&mut Member)) {
         if let Some(member) = self.members.iter_mut().find(|member| member.slot == slot) {
             change(member);
         }
