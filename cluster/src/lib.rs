@@ -1,0 +1,17 @@
+//! The runtime under every run: resources, gangs of worker processes, and the engines that place them.
+
+mod error;
+mod events;
+mod placement;
+mod request;
+mod resource;
+mod spawner;
+
+pub mod env;
+
+pub use error::{Error, Result};
+pub use events::{EventSender, Events, QUEUED_LINES, queue};
+pub use placement::{Infeasible, Placement};
+pub use request::{GangRequest, Lease, LeaseId, Seat};
+pub use resource::{Bytes, Milli, Resources};
+pub use spawner::{Exit, Launch, NodeStatus, Reason, Spawner, Stream, WorkerCommand, WorkerEvent, WorkerId};
