@@ -46,7 +46,9 @@ pub struct Outbox<M> {
     /// The first is number `acked + 1`, the next ones follow without a hole.
     queue: VecDeque<Entry<M>>,
     acked: u64,
+    /// The last sent on this stream, and on any.
     sent: u64,
+    ever_sent: u64,
     bytes: usize,
     bytes_under_way: usize,
 }
@@ -54,7 +56,7 @@ pub struct Outbox<M> {
 impl<M> Outbox<M> {
     /// An empty outbox.
     pub fn new(limits: Limits) -> Self {
-        Self { limits, queue: VecDeque::new(), acked: 0, sent: 0, bytes: 0, bytes_under_way: 0 }
+        Self { limits, queue: VecDeque::new(), acked: 0, sent: 0, ever_sent: 0, bytes: 0, bytes_under_way: 0 }
     }
 
     /// Takes a frame of `bytes` and returns its number, or says that there is no room.
@@ -68,16 +70,21 @@ impl<M> Outbox<M> {
         Ok(self.acked + self.queue.len() as u64)
     }
 
-    /// The next frame to put on the wire, if the window has room; it counts as under way from now on.
-    pub fn send_next(&mut self) -> Option<(u64, &M)> {
+    /// What [`Outbox::send_next`] would send.
+    pub fn peek_next(&self) -> Option<&M> {
         let under_way = (self.sent - self.acked) as usize;
         let entry = self.queue.get(under_way)?;
         let in_window = under_way < self.limits.window_frames
             && self.bytes_under_way + entry.bytes <= self.limits.window_bytes;
-        if !in_window && under_way > 0 {
-            return None;
-        }
+        (in_window || under_way == 0).then_some(&entry.message)
+    }
+
+    /// The next frame to put on the wire, if the window has room; it counts as under way from now on.
+    pub fn send_next(&mut self) -> Option<(u64, &M)> {
+        self.peek_next()?;
+        let entry = self.queue.get((self.sent - self.acked) as usize)?;
         self.sent += 1;
+        self.ever_sent = self.ever_sent.max(self.sent);
         self.bytes_under_way += entry.bytes;
         Some((self.sent, &entry.message))
     }
@@ -85,13 +92,16 @@ impl<M> Outbox<M> {
     /// The other side has everything up to `sequence`. Old or repeated acknowledgements change nothing; one of a frame
     /// never sent is a lie and is cut to what was sent.
     pub fn acknowledge(&mut self, sequence: u64) {
-        let upto = sequence.min(self.sent);
+        let upto = sequence.min(self.ever_sent);
         while self.acked < upto {
             let Some(entry) = self.queue.pop_front() else { break };
             self.acked += 1;
             self.bytes -= entry.bytes;
-            self.bytes_under_way -= entry.bytes;
+            if self.acked <= self.sent {
+                self.bytes_under_way -= entry.bytes;
+            }
         }
+        self.sent = self.sent.max(self.acked);
     }
 
     /// A new stream: what was under way and not acknowledged goes again.

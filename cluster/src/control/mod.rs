@@ -21,7 +21,7 @@ use tonic::transport::server::{Connected, TcpIncoming};
 use tonic::transport::{Identity, Server, ServerTlsConfig};
 
 use crate::env;
-use crate::error::{Error, Result};
+use crate::{Error, Result};
 use crate::gang::actor::Inbound;
 use crate::token::Token;
 pub use rendezvous::RendezvousStore;

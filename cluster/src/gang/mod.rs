@@ -25,7 +25,7 @@ use self::failure::Failure;
 use self::machine::Timing;
 use self::state::Event;
 use crate::control::{Control, FRAME_LIMIT};
-use crate::error::{Error, Result};
+use crate::{Error, Result};
 use crate::logs::{LogGate, LogLimits, LogLine};
 use crate::{GangRequest, Lease, Spawner, WorkerCommand};
 
