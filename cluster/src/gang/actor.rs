@@ -435,14 +435,22 @@ impl Actor {
                 }
             }
         }
+        let mut closed = Vec::new();
         for mut event in output.events {
             match &mut event {
+                // The stream may be what is broken: the worker calls again on a new one.
+                Event::Suspected { slot } => closed.push(*slot),
                 Event::Failed(failure) => failure.log_tail = self.gate.tail(failure.root.rank),
                 Event::MemberFailed(cause) => tracing::warn!(gang = self.gang, %cause, "a member failed"),
                 Event::Stopped => self.crew.release(),
                 _ => {}
             }
             self.events.send(GangEvent::Happened(event)).ok();
+        }
+        for slot in closed {
+            if let Some(number) = self.state.seats[slot as usize].connection.as_ref().map(|c| c.number) {
+                self.gone(slot, number, "nothing was heard on it");
+            }
         }
     }
 }

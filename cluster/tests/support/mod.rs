@@ -1,5 +1,5 @@
 //! A spawner without processes: the test plays the workers, and says how their processes end.
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub)]
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -208,5 +208,9 @@ pub async fn running_on(control: Control, spec: GangSpec) -> Crew {
         let Command::Start { begin, .. } = command(worker).await else { panic!("expected start") };
         assert_eq!(begin.trainable, "t");
     }
+    until(&mut gang, "the start", |event| {
+        matches!(event, GangEvent::Happened(gang::state::Event::Started { .. })).then_some(())
+    })
+    .await;
     Crew { control, spawner, launched, gang, workers, launches }
 }
