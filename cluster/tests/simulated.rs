@@ -143,7 +143,7 @@ async fn controller(seed: u64, births: Vec<mpsc::UnboundedSender<Birth>>, done: 
     });
     let control = Control::serve(ControlConfig::default(), incoming, &format!("controller:{PORT}"))?;
     let (spawner, mut launches) = FakeSpawner::new();
-    tokio::spawn(async move {
+    let forward = tokio::spawn(async move {
         while let Some(launched) = launches.recv().await {
             for (slot, birth) in births.iter().enumerate() {
                 let config = launched.worker(slot as u32);
@@ -186,6 +186,9 @@ async fn controller(seed: u64, births: Vec<mpsc::UnboundedSender<Birth>>, done: 
         assert_eq!(ledger.finished.get(&key), Some(&1), "seed {seed}: {key:?}");
     }
     done.set(fold.attempt);
+    // Nothing on this host runs after this, so what tells the workers' hosts that there are no more births ends first.
+    forward.abort();
+    forward.await.ok();
     Ok(())
 }
 

@@ -139,7 +139,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 10_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_history_is_the_fold_of_its_events(inputs in proptest::collection::vec(any_input(), 0..60)) {
+    fn any_history_is_the_fold_of_its_events(inputs in proptest::collection::vec(any_input(), 0..40)) {
         let (mut watched, _) = Watched::launch(3);
         for (millis, input, hello) in inputs {
             watched.now += Duration::from_millis(millis);
