@@ -136,6 +136,20 @@ pub enum Error {
         /// What is there, and what to do.
         why: String,
     },
+    /// A sink has not taken everything. The run is unharmed; the sink catches up when the run is next opened.
+    #[error(
+        "the sink {name} is at event {at} of {committed}: {why}; it catches up when the run is next opened"
+    )]
+    SinkBehind {
+        /// Which sink.
+        name: String,
+        /// The last event it took.
+        at: u64,
+        /// The last event there is.
+        committed: u64,
+        /// What holds it up.
+        why: String,
+    },
     /// A storage did not do what was asked.
     #[error("{what} at {place} failed: {why}")]
     Storage {

@@ -1,12 +1,14 @@
 //! The run's store.
 
 pub(crate) mod codec;
+pub mod copy;
 mod error;
 pub mod event;
 mod lock;
 mod metrics;
 mod reader;
 mod schema;
+pub mod sink;
 pub mod state;
 mod store;
 mod tables;

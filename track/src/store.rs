@@ -453,21 +453,9 @@ impl Feed {
         self.shared.lock().committed
     }
 
-    /// Waits until there is more than `after`, the store is at its end, or the time is up.
-    pub(crate) fn wait(&self, after: u64, timeout: Duration) {
-        let deadline = Instant::now() + timeout;
-        let mut queue = self.shared.lock();
-        while queue.committed <= after && queue.failed.is_none() {
-            match self.shared.wait(queue, deadline) {
-                Ok(woken) => queue = woken,
-                Err(()) => return,
-            }
-        }
-    }
-
-    /// Wakes everybody, so that a follower looks at its own flags.
-    pub(crate) fn nudge(&self) {
-        drop(self.shared.lock());
-        self.shared.done.notify_all();
+    /// Whether nothing will come after this place: the writer is gone.
+    pub(crate) fn ended(&self, after: u64) -> bool {
+        let queue = self.shared.lock();
+        queue.failed.is_some() && queue.committed <= after
     }
 }
