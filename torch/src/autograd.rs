@@ -88,10 +88,12 @@ impl GradHook {
     {
         bury();
         let silent = Arc::new(AtomicBool::new(false));
-        let heard = silent.clone();
+        // Held past the lock, so that what the closure captured is never dropped under it.
+        let ready = Arc::new(ready);
+        let (heard, called) = (silent.clone(), ready.clone());
         let callback: raw::Callback = Box::new(move || {
             let _running = Running::begin();
-            if heard.load(Ordering::Acquire) { Ok(()) } else { ready(index) }
+            if heard.load(Ordering::Acquire) { Ok(()) } else { called(index) }
         });
         let passes = passes();
         if passes.running > 0 {
@@ -102,8 +104,10 @@ impl GradHook {
             });
         }
         // Under the lock, so that no pass of ours begins meanwhile.
-        let raw = raw::RawHook::add(parameter, callback)?;
+        let raw = raw::RawHook::add(parameter, callback);
         drop(passes);
+        drop(ready);
+        let raw = raw?;
         Ok(GradHook { raw: Some(raw), silent, index })
     }
 

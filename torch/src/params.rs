@@ -3,7 +3,7 @@
 //! `tch` keeps names and order apart (a hash map and a list); everything that must agree between processes, or
 //! between a file and a model, needs both.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use tch::Tensor;
 use tch::nn::VarStore;
@@ -33,7 +33,7 @@ pub fn parameters(vs: &VarStore) -> Vec<(String, Tensor)> {
 
 /// What is not trained but belongs to the model (running means and variances), by name.
 pub fn buffers(vs: &VarStore) -> Vec<(String, Tensor)> {
-    let trainable: Vec<usize> = vs.trainable_variables().iter().map(identity).collect();
+    let trainable: HashSet<usize> = vs.trainable_variables().iter().map(identity).collect();
     let mut buffers: Vec<_> =
         vs.variables().into_iter().filter(|(_, tensor)| !trainable.contains(&identity(tensor))).collect();
     buffers.sort_by(|a, b| a.0.cmp(&b.0));

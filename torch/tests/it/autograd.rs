@@ -129,7 +129,10 @@ fn callbacks_at_the_end_run_after_all_hooks_and_not_after_a_failure() {
                 let mut list = events.lock().unwrap();
                 if list.is_empty() {
                     let events = events.clone();
-                    on_backward_end(move || Ok(events.lock().unwrap().push("end")))?;
+                    on_backward_end(move || {
+                        events.lock().unwrap().push("end");
+                        Ok(())
+                    })?;
                 } else if fail.load(SeqCst) == 1 {
                     return Err(PeerGone(1).into());
                 }
@@ -198,6 +201,15 @@ fn only_leaves_that_require_a_gradient_take_hooks() {
         assert!(error.contains("leaf that requires a gradient"), "{error}");
     }
     assert_eq!(live_callbacks(), 0, "a refused closure is dropped");
+    // Also when what it captured is a hook, whose drop takes the same lock.
+    let inner = GradHook::register(&leaf(), 1, |_| Ok(())).unwrap();
+    let inner = Mutex::new(inner);
+    let refused = GradHook::register(&computed, 0, move |_| {
+        drop(inner.lock());
+        Ok(())
+    });
+    assert!(refused.is_err());
+    assert_eq!(live_callbacks(), 0);
 }
 
 fn resident_kib() -> u64 {
