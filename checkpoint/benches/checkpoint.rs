@@ -92,11 +92,8 @@ impl Bench {
         let found = recover::newest(self.store.clone(), Verify::OnRead)?;
         let mut out: Vec<Vec<u8>> = self.data.iter().map(|data| Vec::with_capacity(data.len())).collect();
         out.iter_mut().zip(&self.data).for_each(|(out, data)| out.resize(data.len(), 0));
-        let mut targets: Vec<Target<'_>> = out
-            .iter_mut()
-            .zip(&self.names)
-            .map(|(to, name)| Target { name, region: None, to })
-            .collect();
+        let mut targets: Vec<Target<'_>> =
+            out.iter_mut().zip(&self.names).map(|(to, name)| Target { name, region: None, to }).collect();
         found.checkpoint.read_into(&mut targets, 0)?;
         let seconds = start.elapsed().as_secs_f64();
         assert!(out == self.data, "what is loaded is what was saved");
