@@ -129,7 +129,7 @@ fn works(program: &str, arguments: &[&str]) -> bool {
 #[test]
 fn errors_of_the_kernel_fail_the_save_and_nothing_else() {
     if !works("strace", &["-qq", "-o", "/dev/null", "true"]) {
-        println!("skipped: strace is not here, or may not trace");
+        eprintln!("skipped: strace is not here, or may not trace");
         return;
     }
     for (calls, inject, when, reason) in [
@@ -175,7 +175,7 @@ fn a_full_disk_keeps_the_old_checkpoint_and_leaves_no_rest() {
     let folder = tempfile::tempdir().unwrap();
     let disk = folder.path().to_str().unwrap();
     if !works("mount", &["-t", "tmpfs", "-o", "size=3m", "tmpfs", disk]) {
-        println!("skipped: a tmpfs cannot be mounted here");
+        eprintln!("skipped: a tmpfs cannot be mounted here");
         return;
     }
     let outcome = std::panic::catch_unwind(|| {
@@ -209,7 +209,7 @@ fn a_full_disk_keeps_the_old_checkpoint_and_leaves_no_rest() {
 fn pythons_safetensors_opens_every_shard_and_export() {
     let python = std::env::var("REGATTA_PYTHON").unwrap_or_else(|_| "python3".to_owned());
     if !works(&python, &["-c", "import safetensors, numpy"]) {
-        println!("skipped: {python} has no safetensors; set REGATTA_PYTHON to one that has");
+        eprintln!("skipped: {python} has no safetensors; set REGATTA_PYTHON to one that has");
         return;
     }
     let folder = tempfile::tempdir().unwrap();
