@@ -51,6 +51,8 @@
 //! state machine, [`committer`].
 
 pub mod catalog;
+#[cfg(feature = "cli")]
+pub mod cli;
 pub mod collect;
 mod commit;
 pub mod committer;

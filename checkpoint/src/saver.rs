@@ -350,6 +350,18 @@ impl Saver {
         }
     }
 
+    /// Makes the staging buffer now, so that the first save does not have to: faulting in fresh memory takes several
+    /// times as long as the copy. For tensors such as these; no collective.
+    pub fn prepare(&self, tensors: &[Tensor<'_>]) -> Result<()> {
+        let (rank, world) = (self.coordinator.rank(), self.coordinator.world_size());
+        let plan = plan(tensors, Split { rank, world, min_bytes: self.config.min_split_bytes })?;
+        let mut state = lock(&self.shared.state);
+        if state.flight.is_some() {
+            return Ok(());
+        }
+        state.staging.get_or_insert_default().reserve(plan.total, &*self.allocator)
+    }
+
     /// Says which checkpoint the run was resumed from; the next one names it as its parent.
     pub fn resumed_from(&mut self, name: &CheckpointName) {
         self.parent = Some(name.to_string());
