@@ -10,6 +10,7 @@ pub mod environment;
 mod error;
 mod faulty;
 mod group;
+pub mod hier;
 mod membership;
 mod raw;
 mod reduce;
