@@ -30,7 +30,7 @@ fn rank_body() {
         let end = group.all_reduce(&mut data, ReduceOp::Max);
         rounds += 1;
         if rounds == 3 {
-            writeln!(said, "\nrunning").unwrap();
+            writeln!(said, "\nthree rounds done").unwrap();
             said.flush().unwrap();
         }
         let text = match end {
@@ -105,7 +105,7 @@ fn tcp_1_every_survivor_of_a_kill_names_the_dead_rank_at_once() {
     for victim in 0..WORLD {
         let (_server, mut ranks) = start(Duration::from_secs(60));
         for rank in &mut ranks {
-            rank.wait_for("running");
+            rank.wait_for("three rounds done");
         }
         let started = Instant::now();
         ranks[victim].signal("-KILL");
@@ -122,7 +122,7 @@ fn tcp_1_every_survivor_of_a_kill_names_the_dead_rank_at_once() {
 fn tcp_2_a_stopped_rank_ends_the_call_at_the_deadline_and_finds_itself_out_when_it_wakes() {
     let (_server, mut ranks) = start(Duration::from_secs(2));
     for rank in &mut ranks {
-        rank.wait_for("running");
+        rank.wait_for("three rounds done");
     }
     ranks[1].signal("-STOP");
     for number in [0, 2] {
