@@ -41,6 +41,11 @@ impl Lane {
         self.submitted
     }
 
+    /// Steps of messages done.
+    pub(super) fn steps(&self) -> u64 {
+        self.steps
+    }
+
     pub(super) fn is_done(&self, number: u64) -> bool {
         self.finished >= number
     }

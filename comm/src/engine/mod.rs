@@ -8,6 +8,8 @@ pub(crate) mod flags;
 mod layout;
 mod mail;
 pub(crate) mod memory;
+#[cfg(test)]
+mod model;
 mod ops;
 mod phase;
 mod wait;
@@ -231,12 +233,18 @@ impl Engine {
     /// Advances and waits until `done`.
     fn drive(&self, core: &mut Core, within: Duration, done: impl Fn(&Core) -> bool) -> Result<()> {
         let mut patience = Patience::new(within);
+        let mut stamp = core.stamp();
         loop {
             if let Err(e) = self.progress(core) {
                 return Err(self.fail(core, e));
             }
             if done(core) {
                 return Ok(());
+            }
+            let now = core.stamp();
+            if now != stamp {
+                stamp = now;
+                patience.moved();
             }
             if patience.pause(self.view.crowded)
                 && let Err(e) = self.look_around(core, &patience)
@@ -310,6 +318,13 @@ impl Core {
     fn bucket(&self, id: u32) -> Result<(Arc<Mapping>, usize)> {
         let found = self.buckets.get(id as usize).and_then(|(weak, stride)| Some((weak.upgrade()?, *stride)));
         found.ok_or_else(|| Error::invalid(Kind::BucketAllReduce.name(), format!("there is no bucket {id}")))
+    }
+
+    /// Changes whenever something in flight has moved.
+    #[inline]
+    fn stamp(&self) -> u64 {
+        let mail = if self.messages == 0 { 0 } else { self.lanes.iter().map(Lane::steps).sum() };
+        self.finished + self.queue.front().map_or(0, Op::stamp) + mail
     }
 
     /// Which ranks the calls in flight are waiting for.

@@ -82,6 +82,16 @@ impl Op {
         self.call.signature()
     }
 
+    /// Changes whenever the call has moved.
+    #[inline]
+    pub(super) fn stamp(&self) -> u64 {
+        match &self.state {
+            State::Queued => 0,
+            State::Exchange(s) | State::Pipeline(s) => 1 + s.published + s.combined + s.drained,
+            State::Bucket { arrived, .. } => 1 + u64::from(*arrived),
+        }
+    }
+
     /// Tells the others of a bucket call; false if this is another kind of call, which nothing may overtake.
     pub(super) fn announce(&self, view: &View, counters: &mut Counters) -> bool {
         let State::Bucket { number, .. } = self.state else { return false };

@@ -19,7 +19,10 @@ const LOOK: u32 = 16;
 /// The waiting of one call.
 pub(super) struct Patience {
     within: Duration,
-    started: Option<Instant>,
+    /// When the call first waited longer than a few spins.
+    began: Option<Instant>,
+    /// The same, since the call last moved.
+    since: Option<Instant>,
     waited: Duration,
     pauses: u32,
 }
@@ -27,14 +30,20 @@ pub(super) struct Patience {
 impl Patience {
     /// The clock starts at the first pause that is not short: a call that hardly waits never reads it.
     pub(super) fn new(within: Duration) -> Patience {
-        Patience { within, started: None, waited: Duration::ZERO, pauses: 0 }
+        Patience { within, began: None, since: None, waited: Duration::ZERO, pauses: 0 }
+    }
+
+    /// The call has moved: the next wait is a new one. The deadline stays.
+    #[inline]
+    pub(super) fn moved(&mut self) {
+        (self.since, self.waited, self.pauses) = (None, Duration::ZERO, 0);
     }
 
     /// Pauses; true if it is time to look around.
     #[inline]
     pub(super) fn pause(&mut self, crowded: bool) -> bool {
         self.pauses = self.pauses.wrapping_add(1);
-        if self.pauses < SHORT && !crowded && self.started.is_none() {
+        if self.pauses < SHORT && !crowded {
             std::hint::spin_loop();
             return false;
         }
@@ -43,7 +52,11 @@ impl Patience {
 
     #[cold]
     fn long_pause(&mut self, crowded: bool) -> bool {
-        let started = *self.started.get_or_insert_with(Instant::now);
+        if self.since.is_none() {
+            let now = Instant::now();
+            self.began.get_or_insert(now);
+            self.since = Some(now);
+        }
         if self.pauses % LOOK != 0 && self.waited < NAP_FROM {
             if crowded || self.waited > SPIN {
                 std::thread::yield_now()
@@ -52,7 +65,7 @@ impl Patience {
             }
             return false;
         }
-        self.waited = started.elapsed();
+        self.waited = self.since.map_or(Duration::ZERO, |s| s.elapsed());
         if self.waited >= NAP_FROM {
             std::thread::sleep((self.waited / 16).min(NAP_MOST));
         }
@@ -61,7 +74,7 @@ impl Patience {
 
     /// How long was waited, if that is too long.
     pub(super) fn expired(&self) -> Option<Duration> {
-        self.started.map(|s| s.elapsed()).filter(|waited| *waited >= self.within)
+        self.began.map(|s| s.elapsed()).filter(|waited| *waited >= self.within)
     }
 }
 

@@ -1,0 +1,134 @@
+//! Benchmarks side by side with their peers: both contestants live through the whole run and take turns, because the
+//! speed of a shared machine drifts, and only a ratio within one window says something.
+
+mod step;
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use serde_json::Value;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Which benchmark
+    name: Name,
+    /// How many interleaved rounds a case gets; medians are printed
+    #[arg(long, default_value_t = 7)]
+    rounds: usize,
+    /// Only the cases whose name contains this
+    #[arg(long, default_value = "")]
+    case: String,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Name {
+    /// A training step in one process, against PyTorch and tch
+    Step,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    if args.rounds == 0 {
+        bail!("--rounds must be at least 1");
+    }
+    match args.name {
+        Name::Step => step::run(args),
+    }
+}
+
+/// A process that measures on request: it reads a case's name from stdin and answers with one line of JSON, the figure.
+/// It waits without using the processor in between.
+pub(crate) struct Contestant {
+    name: String,
+    child: Child,
+    ask: ChildStdin,
+    answers: Receiver<String>,
+}
+
+impl Contestant {
+    /// Starts one. Its stderr is this process's.
+    pub(crate) fn start(name: &str, command: &mut Command) -> Result<Self> {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start {name}: {:?}", command.get_program()))?;
+        let (send, answers) = channel();
+        let out = BufReader::new(child.stdout.take().expect("piped"));
+        std::thread::spawn(move || {
+            for line in out.lines().map_while(Result::ok) {
+                if send.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let ask = child.stdin.take().expect("piped");
+        Ok(Self { name: name.into(), child, ask, answers })
+    }
+
+    /// One round of a case. Ten minutes is longer than any round.
+    pub(crate) fn ask(&mut self, case: &str) -> Result<Value> {
+        let context = || format!("{} ended before it answered {case}", self.name);
+        writeln!(self.ask, "{case}").and_then(|()| self.ask.flush()).with_context(context)?;
+        let line = self
+            .answers
+            .recv_timeout(Duration::from_secs(600))
+            .with_context(|| format!("{} gave no answer to {case}", self.name))?;
+        serde_json::from_str(&line).with_context(|| format!("{} answered {case} with {line:?}", self.name))
+    }
+
+    /// One round of a case whose figure is a number.
+    pub(crate) fn number(&mut self, case: &str) -> Result<f64> {
+        let value = self.ask(case)?;
+        value.as_f64().with_context(|| format!("{} answered {case} with {value}, not a number", self.name))
+    }
+}
+
+impl Drop for Contestant {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Builds a crate's benchmark in release and says how to start it.
+pub(crate) fn build(package: &str, bench: &str) -> Result<Command> {
+    let mut cargo = crate::cargo();
+    cargo.args(["bench", "--no-run", "--message-format=json-render-diagnostics"]);
+    let out = cargo
+        .args(["--package", package, "--bench", bench])
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot start cargo")?;
+    if !out.status.success() {
+        bail!("{package}'s benchmark {bench} does not build: {}", out.status);
+    }
+    let messages = String::from_utf8_lossy(&out.stdout);
+    let executable = messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|message| message["target"]["name"] == bench)
+        .find_map(|message| message["executable"].as_str().map(str::to_owned))
+        .with_context(|| format!("cargo named no executable for {bench}"))?;
+    Ok(Command::new(executable))
+}
+
+/// The middle of the figures.
+pub(crate) fn median(figures: &[f64]) -> f64 {
+    let mut sorted = figures.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 }
+}
+
+/// Four significant digits: more would claim a precision that a shared machine has not.
+pub(crate) fn rounded(figure: f64) -> f64 {
+    if figure == 0.0 || !figure.is_finite() {
+        return figure;
+    }
+    let scale = 10f64.powi(3 - figure.abs().log10().floor() as i32);
+    (figure * scale).round() / scale
+}

@@ -1,0 +1,78 @@
+//! Python: pip's interpreter, and the pinned environments in which the peers run.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Result, bail};
+
+use crate::{cache, sh};
+
+/// A Python 3 that has pip.
+pub(crate) fn interpreter() -> Result<PathBuf> {
+    for name in ["python3", "python"] {
+        let pip = Command::new(name).args(["-m", "pip", "--version"]).stdin(Stdio::null()).output();
+        if pip.is_ok_and(|o| o.status.success() && String::from_utf8_lossy(&o.stdout).contains("(python 3")) {
+            return Ok(name.into());
+        }
+    }
+    bail!(
+        "python3 with pip was not found, and it is what fetches libtorch: install it (Debian and Ubuntu: \
+         apt-get install python3-pip python3-venv), or set LIBTORCH to a libtorch of your own"
+    )
+}
+
+/// PyTorch as the peer of training, collectives and checkpoints. Its wheel does not load without the CUDA libraries
+/// (about 3 GB of download), and pins them itself.
+pub(crate) const TORCH: Environment = Environment {
+    name: "peers-torch-2.11.0",
+    bytes: 9_000_000_000,
+    requirements: &[
+        "torch==2.11.0",
+        "filelock==3.20.0",
+        "fsspec==2025.10.0",
+        "jinja2==3.1.6",
+        "markupsafe==3.0.3",
+        "mpmath==1.3.0",
+        "networkx==3.4.2",
+        "numpy==2.2.6",
+        "safetensors==0.7.0",
+        "sympy==1.14.0",
+        "typing-extensions==4.15.0",
+    ],
+};
+
+/// A pinned virtual environment in the cache.
+pub(crate) struct Environment {
+    name: &'static str,
+    bytes: u64,
+    requirements: &'static [&'static str],
+}
+
+impl Environment {
+    /// The environment's Python, installed on first use.
+    pub(crate) fn python(&self) -> Result<PathBuf> {
+        let bin = |dir: &Path| dir.join("bin/python");
+        let done = |dir: &Path| match dir.join("complete").exists() && bin(dir).exists() {
+            true => Ok(()),
+            false => bail!("{} is not complete", dir.display()),
+        };
+        let dir = cache::install(self.name, self.bytes, done, |dir| {
+            eprintln!("making the peers' Python environment {} (once)", self.name);
+            let quiet = || Stdio::from(std::io::stderr());
+            sh(Command::new(interpreter()?).args(["-m", "venv"]).arg(dir).stdout(quiet()))?;
+            let mut pip = Command::new(bin(dir));
+            pip.args([
+                "-m",
+                "pip",
+                "install",
+                "--no-deps",
+                "--only-binary=:all:",
+                "--disable-pip-version-check",
+            ]);
+            sh(pip.args(self.requirements).stdout(quiet()))?;
+            std::fs::write(dir.join("complete"), "")?;
+            Ok(())
+        })?;
+        Ok(bin(&dir))
+    }
+}
