@@ -12,6 +12,7 @@ mod faulty;
 mod group;
 pub mod hier;
 mod membership;
+pub mod nccl;
 mod raw;
 mod reduce;
 mod rendezvous;

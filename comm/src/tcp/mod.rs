@@ -2,11 +2,11 @@
 //!
 //! # How it works
 //! Two ranks share a few connections: *lanes* for the pieces of collectives, one for sends and receives between the two, one for
-//! notes about the group. A collective is at most two streams each way ([`plan`]): what a rank has for the other, and what it has made
+//! notes about the group. A collective is at most two streams each way: what a rank has for the other, and what it has made
 //! of all it got. Streams travel in pieces of 256 KB, so that combining and sending on overlap with receiving. Up to 64 KB everything
 //! goes to everybody at once, in one step.
 //!
-//! Each piece has a checksum, the group's generation, and the call's signature ([`frame`]). Offsets and lengths are the receiver's own.
+//! Each piece has a checksum, the group's generation, and the call's signature. Offsets and lengths are the receiver's own.
 //!
 //! There is no thread: whoever calls moves the bytes, and while it waits it sleeps until a socket is ready.
 //!
