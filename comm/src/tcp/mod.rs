@@ -202,7 +202,9 @@ impl Tcp {
         self.sleeping.fetch_add(1, Ordering::SeqCst);
         // An error or a signal only means to look again.
         let _ = poll(&mut fds, Some(&timeout));
-        if self.sleeping.fetch_sub(1, Ordering::SeqCst) == 1 && self.over.get().is_none() {
+        let woken = fds[0].revents().contains(PollFlags::IN);
+        let last = self.sleeping.fetch_sub(1, Ordering::SeqCst) == 1;
+        if woken && last && self.over.get().is_none() {
             let _ = rustix::io::read(&self.wake, &mut [0; 8]);
         }
     }
