@@ -22,6 +22,9 @@ pub enum Transport {
     Shm,
     /// Ranks are anywhere, connected over TCP.
     Tcp,
+    /// Ranks of one host share memory, and hosts are connected over TCP. Who shares a host is found out, unless the ranks name
+    /// theirs.
+    Hier(Option<String>),
 }
 
 impl FromStr for Transport {
@@ -32,9 +35,10 @@ impl FromStr for Transport {
             "auto" | "" => Ok(Transport::Auto),
             "shm" => Ok(Transport::Shm),
             "tcp" => Ok(Transport::Tcp),
+            "hier" => Ok(Transport::Hier(None)),
             other => Err(Error::NotAvailable {
                 what: "transport",
-                why: format!("{other:?} is not one of auto, shm, tcp"),
+                why: format!("{other:?} is not one of auto, shm, tcp, hier"),
             }),
         }
     }
@@ -134,6 +138,7 @@ impl Rendezvous {
         match &self.transport {
             Transport::Thread(hub) => crate::thread::connect(self, hub),
             Transport::Tcp => crate::tcp::connect(self),
+            Transport::Hier(host) => crate::hier::connect(self, host.as_deref()),
             Transport::Shm | Transport::Auto => crate::shm::connect(self),
         }
     }

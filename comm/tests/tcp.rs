@@ -143,7 +143,8 @@ fn sends_wait_for_no_collective_and_keep_their_order() {
 
 #[test]
 fn a_mismatch_is_told_to_all_ranks_at_once() {
-    let wrong: [fn(&ProcessGroup) -> Result<(), Error>; 4] = [
+    type Body = fn(&ProcessGroup) -> Result<(), Error>;
+    let wrong: [Body; 4] = [
         |g| g.all_reduce(&mut [0f32; 8], ReduceOp::Max),
         |g| g.all_reduce(&mut [0f64; 8], ReduceOp::Sum),
         |g| g.all_reduce(&mut [0f32; 9], ReduceOp::Sum),

@@ -414,6 +414,18 @@ fn a_split_waits_for_a_child_that_appears_late() {
 }
 
 #[test]
+fn the_timeout_can_be_changed_later() {
+    let fake = Fake::new(22809);
+    let comm = fake.communicator(2, 1, &plain());
+    comm.set_timeout(Duration::from_millis(50));
+    fake.busy(i32::MAX);
+    let start = Instant::now();
+    let error = comm.broadcast(floats(&mut [0.0; 2]), 0, S).unwrap_err();
+    assert!(matches!(error, Error::Timeout { .. }), "{error}");
+    assert!(start.elapsed() < Duration::from_secs(20), "the configuration said a minute");
+}
+
+#[test]
 fn a_split_that_never_ends_times_out() {
     let fake = Fake::new(22809);
     let comm = fake.communicator(4, 2, &impatient());

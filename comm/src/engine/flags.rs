@@ -81,7 +81,7 @@ impl<W: Word> Steps<W> {
 /// The words that one rank writes.
 #[derive(Debug)]
 #[repr(C)]
-pub(crate) struct RankFlags<W> {
+pub(crate) struct RankFlags<W, const N: usize = RING> {
     /// Steps of staged calls.
     pub(crate) steps: Line<Steps<W>>,
     /// The last step of which this rank's part is combined.
@@ -89,24 +89,27 @@ pub(crate) struct RankFlags<W> {
     /// The last bucket call announced.
     announced: Line<W>,
     /// The signature and place of the announced calls.
-    announcements: [[W; 2]; RING],
+    announcements: [[W; 2]; N],
+    /// The bucket call that this rank may hold a claim of, or 0: only so that the others can name whom they wait for.
+    working: Line<W>,
     /// 1 once the rank has left the group.
     left: Line<W>,
 }
 
-impl<W: Word> Default for RankFlags<W> {
+impl<W: Word, const N: usize> Default for RankFlags<W, N> {
     fn default() -> Self {
         RankFlags {
             steps: Line::default(),
             reduced: Line::default(),
             announced: Line::default(),
             announcements: std::array::from_fn(|_| Default::default()),
+            working: Line::default(),
             left: Line::default(),
         }
     }
 }
 
-impl<W: Word> RankFlags<W> {
+impl<W: Word, const N: usize> RankFlags<W, N> {
     /// This rank's part of step `g` is combined and lies in its slot.
     #[inline]
     pub(crate) fn publish_reduced(&self, g: u64) {
@@ -122,7 +125,7 @@ impl<W: Word> RankFlags<W> {
     /// Announces bucket call `b`: this rank's values are in place, and it will not touch them until the call is done.
     #[inline]
     pub(crate) fn announce(&self, b: u64, what: [u64; 2]) {
-        let slot = &self.announcements[b as usize % RING];
+        let slot = &self.announcements[b as usize % N];
         slot[0].set(what[0]);
         slot[1].set(what[1]);
         self.announced.0.set(b);
@@ -137,8 +140,19 @@ impl<W: Word> RankFlags<W> {
     /// What bucket call `b` is; valid as long as it is not finished (FP-2).
     #[inline]
     pub(crate) fn announcement(&self, b: u64) -> [u64; 2] {
-        let slot = &self.announcements[b as usize % RING];
+        let slot = &self.announcements[b as usize % N];
         [slot[0].get(), slot[1].get()]
+    }
+
+    /// This rank begins to claim pieces of bucket call `b`; 0 when it is through.
+    #[inline]
+    pub(crate) fn set_working(&self, b: u64) {
+        self.working.0.set(b);
+    }
+
+    /// The bucket call that this rank may hold a claim of, or 0.
+    pub(crate) fn working(&self) -> u64 {
+        self.working.0.get()
     }
 
     /// Tells that this rank will publish nothing more.
@@ -155,15 +169,15 @@ impl<W: Word> RankFlags<W> {
 /// The words that all ranks write.
 #[derive(Debug)]
 #[repr(C)]
-pub(crate) struct SharedFlags<W> {
+pub(crate) struct SharedFlags<W, const N: usize = RING> {
     /// 0, or why the group is over; set once.
     abort: Line<W>,
     /// For each bucket call in flight, which piece is next and how many are done.
-    claims: [Line<W>; RING],
-    dones: [Line<W>; RING],
+    claims: [Line<W>; N],
+    dones: [Line<W>; N],
 }
 
-impl<W: Word> Default for SharedFlags<W> {
+impl<W: Word, const N: usize> Default for SharedFlags<W, N> {
     fn default() -> Self {
         SharedFlags {
             abort: Line::default(),
@@ -182,7 +196,7 @@ fn with_count(b: u64, count: u64) -> u64 {
     (b & 0xffff_ffff) << 32 | count
 }
 
-impl<W: Word> SharedFlags<W> {
+impl<W: Word, const N: usize> SharedFlags<W, N> {
     /// Why the group is over, or 0.
     #[inline]
     pub(crate) fn abort(&self) -> u64 {
@@ -200,7 +214,7 @@ impl<W: Word> SharedFlags<W> {
     /// Takes the next of `pieces` of bucket call `b`, which all ranks have announced (FP-3).
     #[inline]
     pub(crate) fn claim(&self, b: u64, pieces: u64) -> Option<u64> {
-        let word = &self.claims[b as usize % RING].0;
+        let word = &self.claims[b as usize % N].0;
         let mut seen = word.get();
         loop {
             let next = count_of(seen, b);
@@ -217,7 +231,7 @@ impl<W: Word> SharedFlags<W> {
     /// A claimed piece of bucket call `b` is done.
     #[inline]
     pub(crate) fn piece_done(&self, b: u64) {
-        let word = &self.dones[b as usize % RING].0;
+        let word = &self.dones[b as usize % N].0;
         let mut seen = word.get();
         while let Err(now) = word.replace(seen, with_count(b, count_of(seen, b) + 1)) {
             seen = now;
@@ -227,7 +241,7 @@ impl<W: Word> SharedFlags<W> {
     /// How many pieces of bucket call `b` are done.
     #[inline]
     pub(crate) fn pieces_done(&self, b: u64) -> u64 {
-        count_of(self.dones[b as usize % RING].0.get(), b)
+        count_of(self.dones[b as usize % N].0.get(), b)
     }
 }
 

@@ -8,6 +8,8 @@ pub(crate) mod flags;
 mod layout;
 mod mail;
 pub(crate) mod memory;
+#[cfg(test)]
+mod model;
 mod ops;
 mod phase;
 mod wait;

@@ -171,6 +171,11 @@ impl Op {
         let piece = bytes.div_ceil(view.world).clamp(LEAST_PIECE_BYTES, PIECE_BYTES).next_multiple_of(256);
         let pieces = bytes.div_ceil(piece) as u64;
         let shared = view.layout.shared();
+        if shared.pieces_done(number) == pieces {
+            return Ok(true);
+        }
+        let me = view.layout.rank(view.rank);
+        me.set_working(number);
         while let Some(index) = shared.claim(number, pieces) {
             view.tell(Phase::Claimed);
             let from = index as usize * piece;
@@ -182,6 +187,7 @@ impl Op {
             shared.piece_done(number);
             view.tell(Phase::Worked);
         }
+        me.set_working(0);
         Ok(shared.pieces_done(number) == pieces)
     }
 
@@ -196,7 +202,7 @@ impl Op {
                     flags.steps.0.published() < s.base + s.combined
                 }
                 State::Pipeline(s) => flags.reduced() < s.base + s.drained,
-                State::Bucket { number, .. } => flags.announced() < *number,
+                State::Bucket { number, .. } => flags.announced() < *number || flags.working() == *number,
             }
         };
         (0..view.world).filter(|r| *r != view.rank && behind(*r)).collect()

@@ -192,7 +192,9 @@ impl Fabric for Paths {
         if self.rank == 0 {
             let memory = memory::create(bytes)?;
             for path in paths.iter() {
-                passing::send(path, u64::from(id), &[memory.as_fd()])?;
+                if let Err(e) = passing::send(path, u64::from(id), &[memory.as_fd()]) {
+                    return Err(passing::blame(e, check));
+                }
             }
             return Ok(Arc::new(Mapping::new(memory, bytes)?));
         }

@@ -15,6 +15,9 @@ use std::time::Duration;
 /// Room for the descriptors of one message: the memory and 64 processes, with a header.
 const SPACE: usize = 512;
 
+/// How long a broken path waits to learn who is to blame.
+const BLAME: Duration = Duration::from_millis(500);
+
 /// Sends descriptors, with a word that the other end expects.
 pub(super) fn send(to: &UnixStream, word: u64, descriptors: &[BorrowedFd<'_>]) -> Result<()> {
     let mut space = [MaybeUninit::uninit(); SPACE];
@@ -61,17 +64,25 @@ pub(super) fn receive(
         || descriptors.len() != count
         || got.flags.contains(ReturnFlags::CTRUNC)
     {
-        // An end of the stream lets the watch over processes speak first: it knows who is gone.
-        if got.bytes == 0 {
-            std::thread::sleep(Duration::from_millis(20));
-            check()?;
-        }
         let why = format!(
             "{} bytes ({found}) with {} descriptors, not 8 ({word}) with {count}",
             got.bytes,
             descriptors.len()
         );
-        return Err(broken(&why));
+        let error = broken(&why);
+        return Err(if got.bytes == 0 { blame(error, check) } else { error });
     }
     Ok(descriptors)
+}
+
+/// A path that breaks means that its other end is dying: the watch over the processes will know who, in a moment.
+pub(super) fn blame(error: Error, check: &mut dyn FnMut() -> Result<()>) -> Error {
+    let started = std::time::Instant::now();
+    while started.elapsed() < BLAME {
+        if let Err(better) = check() {
+            return better;
+        }
+        std::thread::sleep(NAP);
+    }
+    error
 }

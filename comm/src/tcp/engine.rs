@@ -5,7 +5,7 @@
 
 use super::control::{self, Cause, Note};
 use super::direct::Direct;
-use super::exchange::{Exchange, Frame, Place, Refusal};
+use super::exchange::{Exchange, Frame, Place, Refusal, Task};
 use super::frame::Header;
 use super::link::{Event, Link};
 use super::memory::Pages;
@@ -64,7 +64,7 @@ pub(super) struct Interest {
 pub(super) struct Engine {
     place: Place,
     peers: Vec<Option<Peer>>,
-    waiting: VecDeque<Call>,
+    waiting: VecDeque<Task>,
     active: Option<Exchange>,
     submitted: u64,
     /// Read by threads that tell the others that the group is over.
@@ -104,9 +104,9 @@ impl Engine {
     }
 
     /// Queues a collective; its number.
-    pub(super) fn submit(&mut self, call: Call) -> u64 {
+    pub(super) fn submit(&mut self, task: Task) -> u64 {
         self.tell(Phase::Submitted);
-        self.waiting.push_back(call);
+        self.waiting.push_back(task);
         self.submitted += 1;
         self.submitted - 1
     }
@@ -196,13 +196,13 @@ impl Engine {
         if self.active.is_some() {
             return false;
         }
-        let Some(call) = self.waiting.pop_front() else { return false };
-        let need = Plan::scratch(&call, self.place.world);
+        let Some(task) = self.waiting.pop_front() else { return false };
+        let need = if task.moves { Plan::scratch(&task.call, self.place.world) } else { 0 };
         if self.scratch.region().len() < need {
             self.scratch = Pages::new(need.next_power_of_two());
         }
         let scratch = self.scratch.region();
-        let mut exchange = Exchange::new(call, self.finished(), self.place, scratch, self.probe.clone());
+        let mut exchange = Exchange::new(task, self.finished(), self.place, scratch, self.probe.clone());
         let frames = exchange.open();
         self.active = Some(exchange);
         self.push(frames);

@@ -34,6 +34,14 @@ pub(super) struct Place {
     pub(super) lanes: usize,
 }
 
+/// A collective to be done, or only to be agreed on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Task {
+    pub(super) call: Call,
+    /// Whether its data moves here; else all ranks only see that all made the same call.
+    pub(super) moves: bool,
+}
+
 #[derive(Debug)]
 pub(super) struct Exchange {
     pub(super) call: Call,
@@ -52,15 +60,18 @@ pub(super) struct Exchange {
 }
 
 impl Exchange {
-    /// Begins a call. Its plan's scratch must stay untouched until it is finished.
+    /// Begins a task. Its plan's scratch must stay untouched until it is finished.
     pub(super) fn new(
-        call: Call,
+        Task { call, moves }: Task,
         number: u64,
         place: Place,
         scratch: Region,
         probe: Option<Probe>,
     ) -> Exchange {
-        let plan = Plan::new(&call, place.rank, place.world, scratch);
+        let plan = match moves {
+            true => Plan::new(&call, place.rank, place.world, scratch),
+            false => Plan::nothing(place.world),
+        };
         let mut arrived = Vec::with_capacity(place.world);
         let mut expected = vec![vec![0; place.lanes]; place.world];
         let passed_on = plan.gather_out.iter().map(|r| r.len()).max().unwrap_or(0);

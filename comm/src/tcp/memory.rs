@@ -11,7 +11,7 @@ const PAGE: usize = 4096;
 
 /// Zeroed memory, aligned to a page.
 #[derive(Debug)]
-pub(super) struct Pages {
+pub(crate) struct Pages {
     start: NonNull<u8>,
     bytes: usize,
 }
@@ -22,7 +22,7 @@ unsafe impl Send for Pages {}
 unsafe impl Sync for Pages {}
 
 impl Pages {
-    pub(super) fn new(bytes: usize) -> Pages {
+    pub(crate) fn new(bytes: usize) -> Pages {
         let layout = Pages::layout(bytes);
         // SAFETY: the layout is not empty.
         let start = unsafe { alloc_zeroed(layout) };
@@ -31,7 +31,7 @@ impl Pages {
     }
 
     /// All of it. Use it only while the pages live.
-    pub(super) fn region(&self) -> Region {
+    pub(crate) fn region(&self) -> Region {
         // SAFETY: the pages are valid for their length; whoever keeps the region keeps the pages.
         unsafe { Region::new(self.start.as_ptr(), self.bytes) }
     }

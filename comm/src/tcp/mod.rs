@@ -2,11 +2,11 @@
 //!
 //! # How it works
 //! Two ranks share a few connections: *lanes* for the pieces of collectives, one for sends and receives between the two, one for
-//! notes about the group. A collective is at most two streams each way ([`plan`]): what a rank has for the other, and what it has made
+//! notes about the group. A collective is at most two streams each way: what a rank has for the other, and what it has made
 //! of all it got. Streams travel in pieces of 256 KB, so that combining and sending on overlap with receiving. Up to 64 KB everything
 //! goes to everybody at once, in one step.
 //!
-//! Each piece has a checksum, the group's generation, and the call's signature ([`frame`]). Offsets and lengths are the receiver's own.
+//! Each piece has a checksum, the group's generation, and the call's signature. Offsets and lengths are the receiver's own.
 //!
 //! There is no thread: whoever calls moves the bytes, and while it waits it sleeps until a socket is ready.
 //!
@@ -34,8 +34,8 @@ use crate::rendezvous::Rendezvous;
 use crate::{Call, Error, Kind, Result};
 use control::{Cause, Note};
 use engine::{Engine, Interest, Sockets};
-use exchange::Place;
-use memory::Pages;
+use exchange::{Place, Task};
+pub(crate) use memory::Pages;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fd::OwnedFd;
 use std::io::Write;
@@ -56,13 +56,18 @@ const COLLECTIVES: u32 = 0;
 
 /// Joins a group over TCP.
 pub(crate) fn connect(who: &Rendezvous) -> Result<Arc<dyn Backend>> {
+    Ok(Arc::new(open(who)?))
+}
+
+/// The same, for a back end that builds on this one.
+pub(crate) fn open(who: &Rendezvous) -> Result<Tcp> {
     let lanes = if who.world_size > 8 { LANES / 2 } else { LANES };
     let place = Place { rank: who.rank, world: who.world_size, generation: who.generation, lanes };
     let sockets = mesh::connect(who, lanes)?;
     let engine = Engine::new(place, &sockets, who.probe.clone());
     let wake = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
         .map_err(|e| Error::io("make an eventfd", e))?;
-    Ok(Arc::new(Tcp {
+    Ok(Tcp {
         place,
         sockets,
         finished: engine.finished_counter(),
@@ -71,12 +76,12 @@ pub(crate) fn connect(who: &Rendezvous) -> Result<Arc<dyn Backend>> {
         wake,
         sleeping: AtomicUsize::new(0),
         buckets: AtomicU32::new(0),
-    }))
+    })
 }
 
 /// A member of a group over TCP.
 #[derive(Debug)]
-struct Tcp {
+pub(crate) struct Tcp {
     place: Place,
     /// For notes, which are written from any thread.
     sockets: Vec<Option<Sockets>>,
@@ -139,6 +144,25 @@ impl Tcp {
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
 
+    /// Begins to make sure that all ranks make the same call, whose data moves elsewhere.
+    pub(crate) fn agree(&self, call: Call) -> Result<Ticket> {
+        let mut engine = self.lock();
+        self.check(&mut engine)?;
+        let number = engine.submit(Task { call, moves: false });
+        self.pump(&mut engine, false)?;
+        Ok(Ticket { lane: COLLECTIVES, number })
+    }
+
+    /// Ends the group because a call's time is up; the error for its caller.
+    pub(crate) fn give_up(&self, ticket: Ticket, waited: Duration) -> Error {
+        self.late(&mut self.lock(), ticket, waited)
+    }
+
+    /// The error that ended the group, if it is over.
+    pub(crate) fn ended(&self) -> Option<Error> {
+        self.over.get().cloned()
+    }
+
     fn is_finished(&self, engine: &Engine, ticket: Ticket) -> bool {
         let done = match ticket.lane {
             COLLECTIVES => engine.finished(),
@@ -178,7 +202,9 @@ impl Tcp {
         self.sleeping.fetch_add(1, Ordering::SeqCst);
         // An error or a signal only means to look again.
         let _ = poll(&mut fds, Some(&timeout));
-        if self.sleeping.fetch_sub(1, Ordering::SeqCst) == 1 && self.over.get().is_none() {
+        let woken = fds[0].revents().contains(PollFlags::IN);
+        let last = self.sleeping.fetch_sub(1, Ordering::SeqCst) == 1;
+        if woken && last && self.over.get().is_none() {
             let _ = rustix::io::read(&self.wake, &mut [0; 8]);
         }
     }
@@ -208,7 +234,7 @@ impl Backend for Tcp {
         let ticket = match call.kind {
             Kind::Send => Ticket { lane: 1 + 2 * call.root as u32, number: engine.submit_direct(call) },
             Kind::Recv => Ticket { lane: 2 + 2 * call.root as u32, number: engine.submit_direct(call) },
-            _ => Ticket { lane: COLLECTIVES, number: engine.submit(call) },
+            _ => Ticket { lane: COLLECTIVES, number: engine.submit(Task { call, moves: true }) },
         };
         self.pump(&mut engine, false)?;
         drop(engine);

@@ -49,17 +49,21 @@ impl Plan {
         }
     }
 
+    /// Empty streams.
+    pub(super) fn nothing(world: usize) -> Plan {
+        let none = || vec![Region::EMPTY; world];
+        Plan {
+            scatter_out: none(),
+            scatter_in: none(),
+            gather_out: none(),
+            gather_in: none(),
+            ..Plan::default()
+        }
+    }
+
     /// What `call`, which is valid, means for `rank`.
     pub(super) fn new(call: &Call, rank: usize, world: usize, scratch: Region) -> Plan {
-        let none = vec![Region::EMPTY; world];
-        let mut plan = Plan {
-            scatter_out: none.clone(),
-            scatter_in: none.clone(),
-            gather_out: none.clone(),
-            gather_in: none,
-            copy: None,
-            combine: None,
-        };
+        let mut plan = Plan::nothing(world);
         let (bytes, root) = (call.bytes(), call.root);
         let peers = || (0..world).filter(move |p| *p != rank);
         let part = |region: Region, peer: usize| region.part(peer * bytes, bytes);

@@ -121,6 +121,11 @@ impl Communicator {
         self.shared.api.version()
     }
 
+    /// Changes how long later calls wait, from what [`Config::timeout`] said.
+    pub fn set_timeout(&self, timeout: std::time::Duration) {
+        self.shared.set_timeout(timeout);
+    }
+
     /// Looks whether something went wrong in the background, such as a peer that died, without waiting. True if NCCL is
     /// idle, false if it is still busy with a call.
     pub fn check(&self) -> Result<bool> {
@@ -285,7 +290,7 @@ impl Communicator {
         });
         // If NCCL may still write to its place, that place is left standing.
         std::mem::forget(pending);
-        let timeout = config.map_or(self.shared.timeout, |config| config.timeout);
+        let timeout = config.map_or(self.shared.timeout(), |config| config.timeout);
         Self::ready(operation, &self.shared.api, waited?, self.rank(), timeout)
     }
 }

@@ -5,7 +5,10 @@
 //! out first and happen outside the lock.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, TryLockError,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -19,7 +22,8 @@ use crate::{
 pub(crate) struct Shared {
     pub(crate) api: Arc<Api>,
     pub(crate) rank: u32,
-    pub(crate) timeout: Duration,
+    /// In microseconds, so that it can be changed while others wait.
+    timeout: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -35,7 +39,20 @@ struct State {
 impl Shared {
     pub(crate) fn new(api: Arc<Api>, comm: RawComm, rank: u32, timeout: Duration) -> Arc<Self> {
         let state = Mutex::new(State { comm: Some(comm), closed: None, groups: 0 });
-        Arc::new(Self { api, rank, timeout, state })
+        let shared = Self { api, rank, timeout: AtomicU64::new(0), state };
+        shared.set_timeout(timeout);
+        Arc::new(shared)
+    }
+
+    /// How long a wait may last.
+    pub(crate) fn timeout(&self) -> Duration {
+        Duration::from_micros(self.timeout.load(Ordering::Relaxed))
+    }
+
+    /// How long later waits may last.
+    pub(crate) fn set_timeout(&self, timeout: Duration) {
+        let micros = u64::try_from(timeout.as_micros()).unwrap_or(u64::MAX);
+        self.timeout.store(micros, Ordering::Relaxed);
     }
 
     /// Calls NCCL with the handle.
@@ -80,17 +97,17 @@ impl Shared {
         operation: &'static str,
         mut poll: impl FnMut() -> Result<Option<T>>,
     ) -> Result<T> {
-        let start = Instant::now();
+        let (start, timeout) = (Instant::now(), self.timeout());
         let mut pause = Duration::from_micros(5);
         loop {
             if let Some(answer) = poll()? {
                 return Ok(answer);
             }
             let waited = start.elapsed();
-            if waited >= self.timeout {
+            if waited >= timeout {
                 return Err(Error::Timeout { operation, rank: self.rank, waited });
             }
-            thread::sleep(pause.min(self.timeout - waited));
+            thread::sleep(pause.min(timeout - waited));
             pause = (pause * 2).min(Duration::from_millis(1));
         }
     }

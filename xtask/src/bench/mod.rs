@@ -2,6 +2,7 @@
 //! speed of a shared machine drifts, and only a ratio within one window says something.
 
 mod checkpoint;
+mod comm;
 mod step;
 
 use std::io::{BufRead, BufReader, Write};
@@ -29,6 +30,8 @@ pub(crate) struct Args {
 enum Name {
     /// Saving and loading 1 GB, against memcpy, dd and PyTorch
     Checkpoint,
+    /// All-reduce between processes of this host, against gloo and OpenMPI
+    Comm,
     /// A training step in one process, against PyTorch and tch
     Step,
 }
@@ -39,6 +42,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     match args.name {
         Name::Checkpoint => checkpoint::run(args),
+        Name::Comm => comm::run(args),
         Name::Step => step::run(args),
     }
 }
