@@ -9,6 +9,7 @@ mod resource;
 mod spawner;
 
 pub mod env;
+pub mod local;
 
 pub use allocator::{Allocator, Decision, MAX_WORKERS, RequestId};
 pub use error::{Error, Result};
