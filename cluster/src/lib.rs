@@ -8,6 +8,7 @@ mod request;
 mod resource;
 mod spawner;
 
+pub mod conformance;
 pub mod env;
 pub mod local;
 

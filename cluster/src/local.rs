@@ -175,6 +175,12 @@ impl LocalSpawner {
         self.inner.office.launcher.end();
     }
 
+    /// How many gangs stand in line.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.inner.state().waiting.len()
+    }
+
     /// How many parked workers idle.
     #[must_use]
     pub fn idle_workers(&self) -> usize {
