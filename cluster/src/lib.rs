@@ -1,5 +1,6 @@
 //! The runtime under every run: resources, gangs of worker processes, and the engines that place them.
 
+mod allocator;
 mod error;
 mod events;
 mod placement;
@@ -7,11 +8,14 @@ mod request;
 mod resource;
 mod spawner;
 
+pub mod conformance;
 pub mod env;
+pub mod local;
 
+pub use allocator::{Allocator, Decision, MAX_WORKERS, RequestId};
 pub use error::{Error, Result};
 pub use events::{EventSender, Events, QUEUED_LINES, queue};
-pub use placement::{Infeasible, Placement};
+pub use placement::{Infeasible, Placement, lay_out};
 pub use request::{GangRequest, Lease, LeaseId, Seat};
 pub use resource::{Bytes, Milli, Resources};
 pub use spawner::{Exit, Launch, NodeStatus, Reason, Spawner, Stream, WorkerCommand, WorkerEvent, WorkerId};

@@ -22,7 +22,8 @@ impl Launched {
         let mut config = WorkerConfig::new(variable(env::ADDR), token, gang, slot);
         config.attempt = self.launch.attempt;
         config.orphan = worker::Orphan::Tell;
-        config.authority = self.launch.command.env.get(env::AUTHORITY).map(|pem| pem.to_str().unwrap().to_owned());
+        config.authority =
+            self.launch.command.env.get(env::AUTHORITY).map(|pem| pem.to_str().unwrap().to_owned());
         config
     }
 
