@@ -1,4 +1,33 @@
 //! The runtime under every run: resources, gangs of worker processes, and the engines that place them.
+//!
+//! A **gang** is a number of equal workers that start together or not at all. One [`Allocator`] owns everything there is
+//! to give and seats gangs in order; a [`Spawner`] turns seats into processes, tells of their ends and takes them down
+//! with all they left behind. [`local`] is the spawner for the driver's own host; others place workers through a cluster's
+//! own engine and hold to the same [`conformance`].
+//!
+//! ```
+//! use std::time::Duration;
+//! use regatta_cluster::local::{LocalConfig, LocalSpawner};
+//! use regatta_cluster::{GangRequest, Launch, Resources, Spawner, WorkerCommand, WorkerEvent};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), regatta_cluster::Error> {
+//! let spawner = LocalSpawner::new(LocalConfig::default())?;
+//! let lease = spawner.acquire(GangRequest::new("hello", 1, Resources::cpus(1))).await?;
+//!
+//! let command = WorkerCommand::new("/bin/sh").arg("-c").arg("echo worker $REGATTA_SLOT of $REGATTA_SLOTS");
+//! let mut events = spawner.launch(lease.id, Launch::new(command)).await?;
+//! while let Some(event) = events.next().await {
+//!     match event {
+//!         WorkerEvent::Line { text, .. } => assert_eq!(text, "worker 0 of 1"),
+//!         WorkerEvent::Exited { exit, .. } => assert_eq!(exit.code, Some(0)),
+//!         _ => {}
+//!     }
+//! }
+//! spawner.release(lease.id).await?;
+//! # Ok(())
+//! # }
+//! ```
 
 mod allocator;
 mod error;

@@ -3,7 +3,7 @@
 //! Invariants, which the tests cite:
 //!
 //! - **LO-1** a worker dies with its driver whatever ends that, and with it every process it made: the kernel kills the
-//!   worker (PDEATHSIG, from one permanent thread), the [sentinel] kills the rest;
+//!   worker (PDEATHSIG, from one permanent thread), a sentinel process kills the rest;
 //! - **LO-2** an end is told once, after everything of the worker is gone; only then can its seat be another's;
 //! - **LO-3** no worker is waited for without a deadline;
 //! - **LO-4** seats are free only when nothing runs on them but idlers, which go before a stranger comes.
@@ -35,7 +35,7 @@ use self::launcher::Launcher;
 use self::pool::Pool;
 use self::sentinel::Sentinel;
 use self::start::{Start, post};
-use self::worker::{Fate, Worker};
+use self::worker::{FOR_EVER, Fate, Worker};
 use crate::allocator::{Allocator, Decision, RequestId};
 use crate::error::{Error, Result};
 use crate::events::{EventSender, Events, queue};
@@ -293,7 +293,7 @@ impl Inner {
 
     async fn end_all(&self, workers: &[Arc<Worker>], grace: Duration) -> Result<()> {
         workers.iter().for_each(|worker| worker.end(Fate::Cancelled, grace));
-        let deadline = Instant::now() + grace + self.config.kill_patience;
+        let deadline = Instant::now() + grace.min(FOR_EVER) + self.config.kill_patience;
         for worker in workers {
             if !worker.wait_end(deadline).await {
                 return Err(self.stuck(worker));

@@ -8,7 +8,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ExitStatus};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -198,12 +198,11 @@ impl Attendant {
     fn pass_on(&mut self, at: usize, read: &[u8]) {
         let Self { worker, outputs, .. } = self;
         let Output { stream, lines, .. } = &mut outputs[at];
-        let mut desk = worker.desk();
+        let post = worker.desk().post.clone();
         let mut each = |line: &[u8]| {
-            let Some(post) = &mut desk.post else { return };
+            let Some(post) = &post else { return };
             let text = text(line);
-            post.log.iter_mut().for_each(|log| log.line(line));
-            post.tail.push(text.clone());
+            post.record.lock().unwrap_or_else(PoisonError::into_inner).line(line, text.clone());
             post.events.line(post.slot, *stream, text);
         };
         lines.feed(read, &mut each);
@@ -228,6 +227,10 @@ impl Attendant {
         let status = self.child.wait();
         while procfs::group_lives(self.worker.pid) && Instant::now() < going {
             thread::sleep(Duration::from_millis(1));
+        }
+        if Instant::now() >= going {
+            let (worker, group) = (&self.worker.id, self.worker.pid);
+            tracing::error!(%worker, group, "killed processes of a worker are still there: they hang in the kernel");
         }
         self.tell(status);
     }
@@ -259,8 +262,9 @@ impl Attendant {
         let (post, fate) = (desk.post.take(), desk.fate.take());
         drop(desk);
         self.worker.set_ended();
-        let Some(mut post) = post else { return };
-        let (slot, tail) = (post.slot, post.tail.take());
+        let Some(post) = post else { return };
+        let tail = post.record.lock().unwrap_or_else(PoisonError::into_inner).tail.take();
+        let slot = post.slot;
         post.events.send(match (status, fate) {
             (Err(error), _) => {
                 WorkerEvent::Lost { slot, cause: format!("its end could not be learned: {error}") }

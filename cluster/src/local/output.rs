@@ -99,6 +99,22 @@ impl Log {
     }
 }
 
+/// What is kept of a worker's output for one gang.
+#[derive(Debug, Default)]
+pub(super) struct Record {
+    pub(super) log: Option<Log>,
+    pub(super) tail: Tail,
+}
+
+impl Record {
+    pub(super) fn line(&mut self, line: &[u8], text: String) {
+        if let Some(log) = &mut self.log {
+            log.line(line);
+        }
+        self.tail.push(text);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::thread::CpuSet;
 
 use super::attendant::{Attendant, Office};
 use super::host::LocalNode;
-use super::output::{Log, Tail};
+use super::output::{Log, Record};
 use super::sys::{ChildSetup, on_child};
 use super::worker::{Post, Worker};
 use crate::env;
@@ -42,7 +42,8 @@ pub(super) struct Start<'a> {
 /// Opens what a worker needs to work for a gang.
 pub(super) fn post(launch: &Launch, slot: usize, events: &EventSender) -> Result<Post> {
     let log = launch.logs.as_ref().map(|folder| Log::open(folder, launch.attempt, slot)).transpose()?;
-    Ok(Post { slot, events: events.clone(), log, tail: Tail::default() })
+    let record = Arc::new(Mutex::new(Record { log, ..Record::default() }));
+    Ok(Post { slot, events: events.clone(), record })
 }
 
 impl Start<'_> {

@@ -4,24 +4,27 @@
 //! word on the desk and rings. Whoever waits for its end waits on `ended`.
 
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::output::{Log, Tail};
+use super::output::Record;
 use crate::events::EventSender;
 use crate::request::Seat;
 use crate::resource::Bytes;
 use crate::spawner::{WorkerEvent, WorkerId};
 
+/// Longer than any driver lives, and short enough to be added to a time.
+pub(super) const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
 /// What a worker is doing for a gang: gone while it idles in the pool.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Post {
     pub(super) slot: usize,
     pub(super) events: EventSender,
-    pub(super) log: Option<Log>,
-    pub(super) tail: Tail,
+    /// Of its own lock, which the attendant alone takes: a disk that hangs must not hold up the desk.
+    pub(super) record: Arc<Mutex<Record>>,
 }
 
 /// What ends it, decided before it has ended; the first word stands.
@@ -79,7 +82,7 @@ impl Worker {
             return;
         }
         desk.fate.get_or_insert(fate);
-        let at = Instant::now() + grace;
+        let at = Instant::now() + grace.min(FOR_EVER);
         desk.kill_at = Some(desk.kill_at.map_or(at, |before| before.min(at)));
         drop(desk);
         self.ring();
@@ -92,7 +95,7 @@ impl Worker {
             return false;
         }
         desk.post = None;
-        desk.idle_until = Some(Instant::now() + idle);
+        desk.idle_until = Some(Instant::now() + idle.min(FOR_EVER));
         drop(desk);
         self.ring();
         true
