@@ -28,6 +28,56 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! Over the spawner stands the control plane. A [`Control`] opens one port; a [`Gang`] is launched behind it, its workers
+//! call that port ([`Worker`]), and a pure supervisor ([`gang::machine`]) decides what their calls, silences and ends mean:
+//!
+//! ```no_run
+//! # use std::sync::Arc;
+//! # use std::time::Duration;
+//! use regatta_cluster::gang::state::Event;
+//! use regatta_cluster::{Begin, Command, Control, ControlConfig, Gang, GangEvent, GangRequest, GangSpec, Resources};
+//! use regatta_cluster::{Worker, WorkerCommand, WorkerConfig};
+//! # use regatta_cluster::local::{LocalConfig, LocalSpawner};
+//!
+//! fn worker() -> regatta_cluster::Result<()> {
+//!     let worker = Worker::from_env()?;
+//!     loop {
+//!         match worker.next(Duration::from_secs(600))? {
+//!             Command::Assign(_) => worker.ready()?,
+//!             Command::Start { .. } => {
+//!                 worker.report(1, b"loss 0.1".to_vec())?;
+//!                 worker.finished(Vec::new())?;
+//!             }
+//!             Command::Stop { .. } => return Ok(()),
+//!             _ => {}
+//!         }
+//!     }
+//! }
+//!
+//! async fn driver() -> Result<(), Box<dyn std::error::Error>> {
+//!     let control = Control::bind(ControlConfig::default()).await?;
+//!     let spawner = Arc::new(LocalSpawner::new(LocalConfig::default())?);
+//!     let request = GangRequest::new("hello", 2, Resources::cpus(1));
+//!     let mut gang = Gang::launch(&control, spawner, GangSpec::new("hello", request, WorkerCommand::myself()?)).await?;
+//!     gang.joined(drop).await?;
+//!     gang.start(Begin::default())?;
+//!     while let Some(event) = gang.next().await {
+//!         match event {
+//!             GangEvent::Message(message) => gang.acknowledge(&message)?, // once it is safe
+//!             GangEvent::Happened(Event::Failed(failure)) => return Err(failure.of("hello").into()),
+//!             GangEvent::Happened(Event::Finished { .. }) => break,
+//!             _ => {}
+//!         }
+//!     }
+//!     Ok(gang.stop(Duration::from_secs(10)).await?)
+//! }
+//!
+//! // One program is both.
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! if WorkerConfig::is_worker() { Ok(worker()?) } else { tokio::runtime::Runtime::new()?.block_on(driver()) }
+//! # }
+//! ```
 
 mod allocator;
 mod error;
