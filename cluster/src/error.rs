@@ -117,7 +117,9 @@ pub enum Error {
         source: io::Error,
     },
     /// The control port could not be opened. Choose another address, or port 0.
-    #[error("cannot listen on {address} for workers: {source}; choose another address, or port 0 for any free one")]
+    #[error(
+        "cannot listen on {address} for workers: {source}; choose another address, or port 0 for any free one"
+    )]
     Listen {
         /// The address.
         address: String,
@@ -168,7 +170,9 @@ pub enum Error {
         reason: String,
     },
     /// The controller does not take over what this worker reports. Report less often, or wait with `flush`.
-    #[error("{frames} messages ({bytes} bytes) wait for the controller to take them over; this one was not accepted")]
+    #[error(
+        "{frames} messages ({bytes} bytes) wait for the controller to take them over; this one was not accepted"
+    )]
     OutboxFull {
         /// Messages that wait.
         frames: usize,

@@ -228,6 +228,13 @@ impl Resources {
         self.custom.iter().map(|(name, amount)| (name.as_str(), *amount))
     }
 
+    /// Sets a custom resource whose name was checked when the node was described; zero is shown by absence.
+    pub(crate) fn restore_custom(&mut self, name: &str, amount: Milli) {
+        if !amount.is_zero() {
+            self.custom.insert(name.to_owned(), amount);
+        }
+    }
+
     /// Whether it asks for nothing.
     #[must_use]
     pub fn is_none(&self) -> bool {

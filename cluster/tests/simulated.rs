@@ -35,13 +35,21 @@ impl Connected for Io {
 }
 
 impl AsyncRead for Io {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
         Pin::new(&mut self.0).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Io {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(cx, buf)
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
@@ -120,7 +128,11 @@ struct Ledger {
 impl Ledger {
     fn enter(&mut self, message: &Message, seed: u64) {
         let key = (message.attempt, message.rank);
-        assert_eq!(u64::from(message.attempt), message.generation, "seed {seed}: a generation an attempt here");
+        assert_eq!(
+            u64::from(message.attempt),
+            message.generation,
+            "seed {seed}: a generation an attempt here"
+        );
         match message.body {
             MessageBody::Report { step, .. } => {
                 let heard = self.heard.entry(key).or_default();
@@ -135,7 +147,11 @@ impl Ledger {
 }
 
 /// The controller: runs the gang until it finishes, launching it again whenever it fails.
-async fn controller(seed: u64, births: Vec<mpsc::UnboundedSender<Birth>>, done: Rc<Cell<u32>>) -> turmoil::Result {
+async fn controller(
+    seed: u64,
+    births: Vec<mpsc::UnboundedSender<Birth>>,
+    done: Rc<Cell<u32>>,
+) -> turmoil::Result {
     let listener = TcpListener::bind(("0.0.0.0", PORT)).await?;
     let incoming = futures_util::stream::unfold(listener, |listener| async move {
         let accepted = listener.accept().await.map(|(stream, _)| Io(stream));

@@ -92,9 +92,8 @@ impl Watched {
 
     /// Lets time pass and nothing else; GM-4.
     fn starve(&mut self) {
-        let resting = |phase| {
-            matches!(phase, Phase::Joined | Phase::Finished | Phase::Failed | Phase::Stopped)
-        };
+        let resting =
+            |phase| matches!(phase, Phase::Joined | Phase::Finished | Phase::Failed | Phase::Stopped);
         let until = self.now + TIMING.start + TIMING.dead + TIMING.settle * 4 + Duration::from_secs(60);
         while self.now < until {
             self.now += Duration::from_secs(2);
@@ -216,7 +215,14 @@ impl Simulation {
                     for slot in 0..self.workers.len() {
                         let who = self.rng.next_u32() as u8;
                         let worker = &mut self.workers[slot];
-                        *worker = SimWorker { alive: true, attempt, who, generation: 0, busy_until: None, ..worker.clone() };
+                        *worker = SimWorker {
+                            alive: true,
+                            attempt,
+                            who,
+                            generation: 0,
+                            busy_until: None,
+                            ..worker.clone()
+                        };
                         self.send(slot as u32, Frame::Hello);
                     }
                 }
@@ -227,7 +233,10 @@ impl Simulation {
                 Action::Start { slot, generation } => {
                     let work = Duration::from_millis(self.rng.random_range(0..8000));
                     let worker = &mut self.workers[slot as usize];
-                    assert_eq!(worker.generation, generation, "started in a generation it was not assigned to");
+                    assert_eq!(
+                        worker.generation, generation,
+                        "started in a generation it was not assigned to"
+                    );
                     worker.busy_until = Some(self.watched.now + work);
                 }
                 Action::Abort { slot, .. } => self.workers[slot as usize].busy_until = None,
@@ -377,7 +386,8 @@ fn gangs_over_a_bad_network_end_as_they_should_for_10_000_seeds() {
 fn the_link_delivers_exactly_once_in_order_for_10_000_seeds() {
     for seed in 0..10_000 {
         let mut rng = StdRng::seed_from_u64(seed);
-        let limits = Limits { frames: 64, bytes: 4000, window_frames: rng.random_range(1..9), window_bytes: 900 };
+        let limits =
+            Limits { frames: 64, bytes: 4000, window_frames: rng.random_range(1..9), window_bytes: 900 };
         let mut outbox = Outbox::new(limits);
         let mut inbox = Inbox::default();
         let mut wire: VecDeque<(u64, u64)> = VecDeque::new();

@@ -21,9 +21,9 @@ use tonic::transport::server::{Connected, TcpIncoming};
 use tonic::transport::{Identity, Server, ServerTlsConfig};
 
 use crate::env;
-use crate::{Error, Result};
 use crate::gang::actor::Inbound;
 use crate::token::Token;
+use crate::{Error, Result};
 pub use rendezvous::RendezvousStore;
 
 /// The largest frame on the control stream, in bytes.

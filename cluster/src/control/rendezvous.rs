@@ -110,7 +110,10 @@ impl RendezvousStore {
 
     fn put(space: &mut Space, key: String, value: Vec<u8>) -> Result<(), Status> {
         if key.len() > KEY_LIMIT {
-            return Err(Status::invalid_argument(format!("a key may have {KEY_LIMIT} bytes, not {}", key.len())));
+            return Err(Status::invalid_argument(format!(
+                "a key may have {KEY_LIMIT} bytes, not {}",
+                key.len()
+            )));
         }
         let replaced = space.values.get(&key).map_or(0, |old| key.len() + old.len());
         let bytes = space.bytes - replaced + key.len() + value.len();
@@ -159,11 +162,9 @@ impl Rendezvous for RendezvousService {
         let sum = self.0.with(namespace.as_ref(), |space| {
             let number = match space.values.get(&key) {
                 None => 0,
-                Some(value) => value
-                    .as_slice()
-                    .try_into()
-                    .map(i64::from_le_bytes)
-                    .map_err(|_| Status::failed_precondition(format!("key {key:?} does not hold a number")))?,
+                Some(value) => value.as_slice().try_into().map(i64::from_le_bytes).map_err(|_| {
+                    Status::failed_precondition(format!("key {key:?} does not hold a number"))
+                })?,
             };
             let sum = number.checked_add(amount).ok_or_else(|| {
                 Status::out_of_range(format!("key {key:?} holds {number}; adding {amount} overflows"))

@@ -25,7 +25,8 @@ const OUTBOUND: usize = 64;
 /// The services of the port, behind the token.
 pub(super) fn routes(shared: &Arc<Shared>) -> Routes {
     let guard = Guard(shared.token.clone());
-    let control = ControlServer::new(ControlService(shared.clone())).max_decoding_message_size(2 * FRAME_LIMIT);
+    let control =
+        ControlServer::new(ControlService(shared.clone())).max_decoding_message_size(2 * FRAME_LIMIT);
     let rendezvous = RendezvousServer::new(RendezvousService(shared.rendezvous.clone()));
     Routes::new(InterceptedService::new(control, guard.clone()))
         .add_service(InterceptedService::new(rendezvous, guard))
@@ -41,7 +42,9 @@ impl Interceptor for Guard {
         match presented.and_then(|value| value.strip_prefix("Bearer ")) {
             Some(token) if self.0.matches(token) => Ok(request),
             Some(_) => Err(Status::unauthenticated("the token is not this run's")),
-            None => Err(Status::unauthenticated("a token is needed, as metadata authorization: Bearer <token>")),
+            None => {
+                Err(Status::unauthenticated("a token is needed, as metadata authorization: Bearer <token>"))
+            }
         }
     }
 }
@@ -71,7 +74,8 @@ impl Control for ControlService {
         let call = Call { hello, incarnation, received, outbound, answer };
         let over = || refused(slot, attempt, Refusal::GivenUp);
         gang.send(Inbound::Call(Box::new(call))).await.map_err(|_| over())?;
-        let admitted = answered.await.map_err(|_| over())?.map_err(|refusal| refused(slot, attempt, refusal))?;
+        let admitted =
+            answered.await.map_err(|_| over())?.map_err(|refusal| refused(slot, attempt, refusal))?;
         tokio::spawn(read(stream, gang, slot, admitted.connection, admitted.closed));
         Ok(Response::new(ReceiverStream::new(frames)))
     }

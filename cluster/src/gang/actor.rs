@@ -261,7 +261,13 @@ impl Actor {
             window_bytes: Limits::default().window_bytes as u32,
         }));
         seat.flush();
-        tracing::debug!(gang = self.gang, slot = hello.slot, host = hello.host, pid = hello.pid, "worker called");
+        tracing::debug!(
+            gang = self.gang,
+            slot = hello.slot,
+            host = hello.host,
+            pid = hello.pid,
+            "worker called"
+        );
         self.act(output);
     }
 
@@ -355,7 +361,12 @@ impl Actor {
                 self.line(slot as u32, text);
             }
             WorkerEvent::Lost { slot, cause } => {
-                self.input(Input::Ended { slot: slot as u32, attempt, kind: CauseKind::Lost, message: cause });
+                self.input(Input::Ended {
+                    slot: slot as u32,
+                    attempt,
+                    kind: CauseKind::Lost,
+                    message: cause,
+                });
             }
             WorkerEvent::Exited { slot, exit } => {
                 let (kind, message) = match (&exit.reason, exit.code, exit.signal) {
@@ -395,7 +406,8 @@ impl Actor {
 
     fn push(&mut self, slot: u32, body: to_worker::Body) {
         let Some(seat) = self.state.seats.get_mut(slot as usize) else { return };
-        let bytes = prost::Message::encoded_len(&ToWorker { body: Some(body.clone()), ..ToWorker::default() });
+        let bytes =
+            prost::Message::encoded_len(&ToWorker { body: Some(body.clone()), ..ToWorker::default() });
         let taken = seat.outbox.push(body, bytes);
         seat.flush();
         if let Err(full) = taken {

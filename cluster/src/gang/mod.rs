@@ -25,8 +25,8 @@ use self::failure::Failure;
 use self::machine::Timing;
 use self::state::Event;
 use crate::control::{Control, FRAME_LIMIT};
-use crate::{Error, Result};
 use crate::logs::{LogGate, LogLimits, LogLine};
+use crate::{Error, Result};
 use crate::{GangRequest, Lease, Spawner, WorkerCommand};
 
 /// What a gang is made of.

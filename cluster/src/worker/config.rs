@@ -18,8 +18,9 @@ pub trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
 
 /// Opens connections to `host:port`, in place of TCP: for simulated networks.
-pub type Dial =
-    Arc<dyn Fn(String) -> Pin<Box<dyn Future<Output = io::Result<Box<dyn Connection>>> + Send>> + Send + Sync>;
+pub type Dial = Arc<
+    dyn Fn(String) -> Pin<Box<dyn Future<Output = io::Result<Box<dyn Connection>>> + Send>> + Send + Sync,
+>;
 
 /// What becomes of a worker whose controller is gone, or does not want it any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,5 +133,6 @@ fn text(variable: &'static str) -> Result<String> {
 
 fn number<T: std::str::FromStr>(variable: &'static str) -> Result<T> {
     let text = text(variable)?;
-    text.parse().map_err(|_| Error::Environment { variable, problem: format!("is {text:?}, which is not a number") })
+    text.parse()
+        .map_err(|_| Error::Environment { variable, problem: format!("is {text:?}, which is not a number") })
 }

@@ -159,7 +159,9 @@ impl Worker {
 
     /// Says that the worker took its assignment and can be started.
     pub fn ready(&self) -> Result<()> {
-        self.shared.push("ready", 0, |generation| from_worker::Body::Ready(pb::Ready { generation })).map(drop)
+        self.shared
+            .push("ready", 0, |generation| from_worker::Body::Ready(pb::Ready { generation }))
+            .map(drop)
     }
 
     /// Reports results of a step and returns their number. Never waits: what the controller has not taken over yet is kept,

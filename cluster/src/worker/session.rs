@@ -136,7 +136,11 @@ impl Session {
         client.attach(request).await.map(tonic::Response::into_inner).map_err(ended)
     }
 
-    async fn converse(&mut self, outbound: mpsc::Sender<FromWorker>, mut inbound: Streaming<ToWorker>) -> End {
+    async fn converse(
+        &mut self,
+        outbound: mpsc::Sender<FromWorker>,
+        mut inbound: Streaming<ToWorker>,
+    ) -> End {
         let mut beat = ticks(self.heartbeat);
         loop {
             if self.done() {
@@ -221,8 +225,7 @@ impl Session {
     /// Says that the worker is alive. If the network takes nothing, that is what the controller will see.
     fn beat(&self, outbound: &mpsc::Sender<FromWorker>) {
         if let Ok(permit) = outbound.try_reserve() {
-            let body =
-                self.shared.lines().unwrap_or(from_worker::Body::Heartbeat(pb::Heartbeat {}));
+            let body = self.shared.lines().unwrap_or(from_worker::Body::Heartbeat(pb::Heartbeat {}));
             permit.send(self.unnumbered(body));
         }
     }

@@ -15,7 +15,8 @@ use crate::{Error, Result};
 /// several; such a program calls it earlier, or is given the secret by a descriptor.
 pub(super) fn take_token_variable() -> Result<String> {
     let problem = |problem: &str| Error::Environment { variable: TOKEN, problem: problem.to_owned() };
-    let secret = std::env::var(TOKEN).map_err(|_| problem("is not set: this process was not launched as a worker"))?;
+    let secret =
+        std::env::var(TOKEN).map_err(|_| problem("is not set: this process was not launched as a worker"))?;
     let threads = std::fs::read_dir("/proc/self/task").map(Iterator::count).unwrap_or(1);
     if threads > 1 {
         return Err(problem(

@@ -22,7 +22,10 @@ impl Launched {
         let mut config = WorkerConfig::new(variable(env::ADDR), token, gang, slot);
         config.attempt = self.launch.attempt;
         config.orphan = worker::Orphan::Tell;
-        config.authority = self.launch.command.env.get(env::AUTHORITY).map(|pem| pem.to_str().unwrap().to_owned());
+        config.tls_name =
+            self.launch.command.env.get(env::TLS_NAME).map(|name| name.to_str().unwrap().to_owned());
+        config.authority =
+            self.launch.command.env.get(env::AUTHORITY).map(|pem| pem.to_str().unwrap().to_owned());
         config
     }
 
