@@ -9,6 +9,7 @@
 //! - **LO-4** seats are free only when nothing runs on them but idlers, which go before a stranger comes.
 
 mod attendant;
+mod cgroup;
 mod host;
 mod launcher;
 mod output;
@@ -30,6 +31,7 @@ use async_trait::async_trait;
 use tokio::sync::oneshot;
 
 use self::attendant::Office;
+use self::cgroup::SpawnerGroup;
 pub use self::host::LocalNode;
 use self::launcher::Launcher;
 use self::pool::Pool;
@@ -69,6 +71,8 @@ pub struct LocalConfig {
     pub idle_for: Duration,
     /// How often a worker's memory is looked at, where its seat limits it.
     pub memory_check: Duration,
+    /// Whether control groups are made where that is possible.
+    pub cgroups: bool,
     /// How long a worker may still be there after SIGKILL before that is an error.
     pub kill_patience: Duration,
 }
@@ -81,6 +85,7 @@ impl Default for LocalConfig {
             max_idle: 64,
             idle_for: Duration::from_secs(60),
             memory_check: Duration::from_millis(100),
+            cgroups: true,
             kill_patience: Duration::from_secs(10),
         }
     }
@@ -132,10 +137,13 @@ impl LocalSpawner {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
         let mark = format!("{}-{since:x}-", std::process::id());
         let failed = |operation| move |source| Error::System { operation, source };
-        let sentinel = Sentinel::start(&format!("{}={mark}", crate::env::WORKER))
+        let cgroup = config.cgroups.then(|| SpawnerGroup::make(&mark)).flatten();
+        let marker = format!("{}={mark}", crate::env::WORKER);
+        let sentinel = Sentinel::start(&marker, cgroup.as_ref().and_then(SpawnerGroup::open))
             .map_err(failed("start the sentinel process"))?;
         let launcher = Launcher::start().map_err(failed("start the spawning thread"))?;
-        let office = Office { sentinel: Arc::new(sentinel), launcher, memory_check: config.memory_check };
+        let (sentinel, cgroup) = (Arc::new(sentinel), cgroup.map(Arc::new));
+        let office = Office { sentinel, launcher, cgroup, memory_check: config.memory_check };
         let claim = if config.pinning == Pinning::Auto { claim_binding() } else { None };
         let pin = config.pinning == Pinning::Always || claim.is_some();
         let pool = Pool::new(config.max_idle, config.idle_for);
@@ -280,7 +288,7 @@ impl Inner {
             };
             let number = self.started.fetch_add(1, Ordering::Relaxed);
             let id = WorkerId(format!("{}{number}", self.mark));
-            let start = Start { launch, seat, slots: lease.seats.len(), node, pin: self.pin, id };
+            let start = Start { launch, seat, slots: lease.seats.len(), node, pin: self.pin, id, number };
             workers.push(start.run(&self.office, job)?);
         }
         Ok(())

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
+use super::cgroup::{SpawnerGroup, WorkerGroup};
 use super::launcher::Launcher;
 use super::output::{Lines, text};
 use super::procfs;
@@ -34,11 +35,14 @@ const GOING: Duration = Duration::from_secs(5);
 pub(super) struct Office {
     pub(super) sentinel: Arc<Sentinel>,
     pub(super) launcher: Launcher,
+    pub(super) cgroup: Option<Arc<SpawnerGroup>>,
     pub(super) memory_check: Duration,
 }
 
 pub(super) struct Attendant {
     worker: Arc<Worker>,
+    /// Before `office`, whose group must be empty when it is dropped.
+    cgroup: Option<WorkerGroup>,
     office: Office,
     child: Child,
     process: OwnedFd,
@@ -68,6 +72,7 @@ impl Attendant {
     pub(super) fn start(
         worker: Arc<Worker>,
         mut child: Child,
+        cgroup: Option<WorkerGroup>,
         office: Office,
     ) -> Result<(), (Child, io::Error)> {
         let parts = (|| {
@@ -93,7 +98,7 @@ impl Attendant {
                 if let Ok(child) = given.recv() {
                     let asked = false;
                     let mut attendant =
-                        Self { worker, office, child, process, group, outputs, asked, memory_due };
+                        Self { worker, cgroup, office, child, process, group, outputs, asked, memory_due };
                     attendant.attend();
                     attendant.see_out();
                 }
@@ -202,7 +207,7 @@ impl Attendant {
         let mut each = |line: &[u8]| {
             let Some(post) = &post else { return };
             let text = text(line);
-            post.record.lock().unwrap_or_else(PoisonError::into_inner).line(line, text.clone());
+            post.record.lock().unwrap_or_else(PoisonError::into_inner).line(*stream, line, text.clone());
             post.events.line(post.slot, *stream, text);
         };
         lines.feed(read, &mut each);
@@ -219,6 +224,10 @@ impl Attendant {
     fn see_out(mut self) {
         let _ = kill_process_group(self.group, Signal::KILL);
         let going = Instant::now() + GOING;
+        if let Some(cgroup) = &self.cgroup {
+            cgroup.kill();
+            cgroup.wait_empty(going);
+        }
         while procfs::kill_marked(env::WORKER, &self.worker.id.0) && Instant::now() < going {
             thread::sleep(Duration::from_millis(1));
         }
@@ -256,10 +265,14 @@ impl Attendant {
         }
     }
 
-    fn tell(&mut self, status: io::Result<ExitStatus>) {
+    fn tell(mut self, status: io::Result<ExitStatus>) {
+        let killed_by_kernel = self.cgroup.take().and_then(|cgroup| cgroup.out_of_memory());
+        let limit = self.worker.seat.resources.memory;
+        let killed_by_kernel =
+            killed_by_kernel.map(|used| Fate::OutOfMemory { limit, used: used.max(limit) });
         let mut desk = self.worker.desk();
         desk.ended = true;
-        let (post, fate) = (desk.post.take(), desk.fate.take());
+        let (post, fate) = (desk.post.take(), desk.fate.take().or(killed_by_kernel));
         drop(desk);
         self.worker.set_ended();
         let Some(post) = post else { return };

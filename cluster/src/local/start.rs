@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
@@ -10,6 +11,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::thread::CpuSet;
 
 use super::attendant::{Attendant, Office};
+use super::cgroup::WorkerGroup;
 use super::host::LocalNode;
 use super::output::{Log, Record};
 use super::sys::{ChildSetup, on_child};
@@ -37,6 +39,8 @@ pub(super) struct Start<'a> {
     pub(super) node: &'a LocalNode,
     pub(super) pin: bool,
     pub(super) id: WorkerId,
+    /// How many the spawner started before it.
+    pub(super) number: u64,
 }
 
 /// Opens what a worker needs to work for a gang.
@@ -52,7 +56,12 @@ impl Start<'_> {
         let events = post.events.clone();
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|error| self.failed(io::Error::from(error)))?;
-        let mut child = match office.launcher.spawn(self.command()) {
+        let seat = self.seat;
+        let cgroup = office.cgroup.as_ref();
+        let cgroup =
+            cgroup.and_then(|all| all.worker(&format!("w{}", self.number), seat.resources.memory).ok());
+        let joining = cgroup.as_ref().and_then(WorkerGroup::procs);
+        let mut child = match office.launcher.spawn(self.command(joining)) {
             Some(Ok(child)) => child,
             Some(Err(error)) => return Err(self.failed(error)),
             None => {
@@ -65,7 +74,7 @@ impl Start<'_> {
         let (slot, id) = (self.seat.slot, self.id.clone());
         let worker = Arc::new(Worker::new(id.clone(), pid, self.seat.clone(), post, bell));
         events.send(WorkerEvent::Started { slot, worker: id, pid: Some(pid), reused: false });
-        if let Err((unattended, error)) = Attendant::start(worker.clone(), child, office.clone()) {
+        if let Err((unattended, error)) = Attendant::start(worker.clone(), child, cgroup, office.clone()) {
             child = unattended;
             let _ = child.kill();
             office.sentinel.forget(pid);
@@ -81,7 +90,7 @@ impl Start<'_> {
         Error::Launch { slot, node, program: self.launch.command.program.clone(), source }
     }
 
-    fn command(&self) -> Command {
+    fn command(&self, cgroup: Option<OwnedFd>) -> Command {
         let wanted = &self.launch.command;
         let mut command = Command::new(&wanted.program);
         command.args(&wanted.args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -96,7 +105,7 @@ impl Start<'_> {
             command.current_dir(cwd);
         }
         let cpus = if self.pin { self.cpu_set() } else { None };
-        on_child(&mut command, ChildSetup { parent: std::process::id(), cpus });
+        on_child(&mut command, ChildSetup { parent: std::process::id(), cpus, cgroup });
         command
     }
 
