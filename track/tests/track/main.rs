@@ -1,9 +1,12 @@
 //! The crate's promises, held through its public API.
 
+mod copy;
 mod crash;
 mod damage;
 mod fold;
+mod sinks;
 mod store;
+mod tensorboard;
 
 use std::time::Duration;
 
