@@ -38,7 +38,7 @@ fn a_run_resumes_from_its_copy_alone() {
     begin(&store);
     let copies = mirror(&store, place.path(), SOON);
     for step in 0..20_000_u64 {
-        let _ = store.append(report(step, 0.5).sequence(step + 1)).unwrap();
+        store.append(report(step, 0.5).sequence(step + 1)).unwrap().detach();
         // While it is written, any copy there is is whole.
         if step % 4_000 == 3_999 {
             let before = copies.status().copied;

@@ -33,16 +33,18 @@ fn columns_grow_and_cells_stay_under_them() {
     let dir = tempfile::tempdir().unwrap();
     let store = new_store(dir.path());
     let at = regatta_track::Timestamp(1_500_000);
-    let _ = store.append(with_metrics(0, [("loss", 0.5)]).at(at)).unwrap();
+    store.append(with_metrics(0, [("loss", 0.5)]).at(at)).unwrap().detach();
     store.flush(LONG).unwrap();
     drain(&store, files(dir.path()));
-    let _ =
-        store.append(with_metrics(1, [("loss", 0.25), ("a,\"b\"\nc", 1.0), ("step", 9.0)]).at(at)).unwrap();
-    let _ = store.append(with_metrics(2, [("a,\"b\"\nc", f64::NAN)]).at(at)).unwrap();
-    let _ = store.append(with_metrics(2, [("loss", 7.0)]).at(at).rank(1)).unwrap();
+    store
+        .append(with_metrics(1, [("loss", 0.25), ("a,\"b\"\nc", 1.0), ("step", 9.0)]).at(at))
+        .unwrap()
+        .detach();
+    store.append(with_metrics(2, [("a,\"b\"\nc", f64::NAN)]).at(at)).unwrap().detach();
+    store.append(with_metrics(2, [("loss", 7.0)]).at(at).rank(1)).unwrap().detach();
     store.flush(LONG).unwrap();
     drain(&store, files(dir.path()));
-    let _ = store.append(with_metrics(3, [("loss", 1e-9), ("new", f64::INFINITY)]).at(at)).unwrap();
+    store.append(with_metrics(3, [("loss", 1e-9), ("new", f64::INFINITY)]).at(at)).unwrap().detach();
     store.flush(LONG).unwrap();
     drain(&store, files(dir.path()));
     let csv = fs::read_to_string(dir.path().join("progress.csv")).unwrap();
@@ -80,7 +82,7 @@ fn after_a_crash_every_line_is_there_once() {
         vec![Box::new(ProgressCsv::new(dir.path())), Box::new(ResultJsonl::new(dir.path()))]
     };
     for step in 0..50 {
-        let _ = store.append(report(step, 0.5)).unwrap();
+        store.append(report(step, 0.5)).unwrap().detach();
     }
     store.flush(LONG).unwrap();
     drain(&store, two());
@@ -88,7 +90,7 @@ fn after_a_crash_every_line_is_there_once() {
         [".progress.csv.cursor", ".result.jsonl.cursor"].map(|n| dir.path().join(n)).to_vec();
     let old: Vec<_> = cursors.iter().map(|c| fs::read(c).unwrap()).collect();
     for step in 50..100 {
-        let _ = store.append(report(step, 0.5)).unwrap();
+        store.append(report(step, 0.5)).unwrap().detach();
     }
     store.flush(LONG).unwrap();
     drain(&store, two());
@@ -120,7 +122,7 @@ fn trials_have_files_of_their_own_however_many() {
     for step in 0..3 {
         // More than are held open at once, in turns.
         for trial in 0..200 {
-            let _ = store.append(report(step, f64::from(trial)).trial(trial)).unwrap();
+            store.append(report(step, f64::from(trial)).trial(trial)).unwrap().detach();
         }
     }
     store.flush(LONG).unwrap();
@@ -180,7 +182,7 @@ fn a_sink_that_fails_is_tried_again_and_misses_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let store = new_store(dir.path());
     for step in 0..5_000 {
-        let _ = store.append(report(step, 0.5)).unwrap();
+        store.append(report(step, 0.5)).unwrap().detach();
     }
     store.flush(LONG).unwrap();
     let kept = Arc::new(Mutex::new(Vec::new()));
@@ -220,7 +222,7 @@ fn a_sink_that_hangs_holds_up_neither_the_run_nor_the_other_sinks() {
     let sinks: Vec<Box<dyn Sink>> = vec![Box::new(Hung(hung)), Box::new(ResultJsonl::new(dir.path()))];
     let sinks = Sinks::start(&store, sinks, SinkConfig::default()).unwrap();
     for step in 0..1_000 {
-        let _ = store.append(report(step, 0.5)).unwrap();
+        store.append(report(step, 0.5)).unwrap().detach();
     }
     store.flush(LONG).unwrap();
     let deadline = Instant::now() + LONG;
@@ -280,7 +282,7 @@ impl Write for Screen {
 fn the_console_shows_what_a_person_wants_to_know() {
     let dir = tempfile::tempdir().unwrap();
     let store = new_store(dir.path());
-    let _ = store.append(report(0, 9.0)).unwrap();
+    store.append(report(0, 9.0)).unwrap().detach();
     store.flush(LONG).unwrap();
     let screen = Screen::default();
     let config = SinkConfig { poll: Duration::from_millis(1), ..SinkConfig::default() };
@@ -291,14 +293,14 @@ fn the_console_shows_what_a_person_wants_to_know() {
         std::thread::yield_now();
     }
     begin(&store);
-    let _ = store.append(with_metrics(1450, [("loss", 0.093_123), ("lr", 3e-5), ("n", 12.0)])).unwrap();
+    store.append(with_metrics(1450, [("loss", 0.093_123), ("lr", 3e-5), ("n", 12.0)])).unwrap().detach();
     let config = serde_json::json!({"lr": 0.1});
-    let _ = store.append(Draft::new(TrialCreated { config }).trial(7)).unwrap();
+    store.append(Draft::new(TrialCreated { config }).trial(7)).unwrap().detach();
     let cause = regatta_track::event::Cause {
         rank: Some(1),
         ..regatta_track::event::Cause::new("loss is NaN\nat all")
     };
-    let _ = store.append(RunFinished { outcome: Outcome::Failed, cause: Some(cause) }).unwrap();
+    store.append(RunFinished { outcome: Outcome::Failed, cause: Some(cause) }).unwrap().detach();
     store.flush(LONG).unwrap();
     sinks.finish(LONG).unwrap();
     let text = String::from_utf8(screen.0.lock().unwrap().clone()).unwrap();
@@ -314,7 +316,7 @@ fn sinks_end_with_the_store() {
     let store = Store::create(dir.path(), StoreConfig::default()).unwrap();
     let sinks = Sinks::start(&store, files(dir.path()), SinkConfig::default()).unwrap();
     for step in 0..10 {
-        let _ = store.append(report(step, 0.5)).unwrap();
+        store.append(report(step, 0.5)).unwrap().detach();
     }
     store.close().unwrap();
     let deadline = Instant::now() + LONG;

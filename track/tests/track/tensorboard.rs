@@ -78,23 +78,23 @@ fn tensorboard_reads_scalars_hparams_and_a_resume_without_zigzag() {
     let store = new_store(dir.path());
     begin(&store);
     for step in 0..=150 {
-        let _ = store.append(report(step, 1.0 + step as f64)).unwrap();
+        store.append(report(step, 1.0 + step as f64)).unwrap().detach();
     }
     let odd = Metrics::from([("val/acc", 0.5), ("nan", f64::NAN), ("inf", f64::INFINITY)]);
-    let _ = store.append(Draft::new(Report { step: 150, metrics: odd }).attempt(1).rank(0)).unwrap();
+    store.append(Draft::new(Report { step: 150, metrics: odd }).attempt(1).rank(0)).unwrap().detach();
     drain(&store, dir.path());
     // The controller restarts, and training goes back to step 100: another process's file.
     store.close().unwrap();
     drop(store);
     let store = Store::open(dir.path(), StoreConfig::default()).unwrap();
     for step in 100..=180 {
-        let _ = store.append(report(step, 1000.0 + step as f64).attempt(2)).unwrap();
+        store.append(report(step, 1000.0 + step as f64).attempt(2)).unwrap().detach();
     }
     // A worker fails and the same controller starts the next attempt from step 170: in the same file.
     for step in 170..=200 {
-        let _ = store.append(report(step, 2000.0 + step as f64).attempt(3)).unwrap();
+        store.append(report(step, 2000.0 + step as f64).attempt(3)).unwrap().detach();
     }
-    let _ = store.append(RunFinished { outcome: Outcome::Completed, cause: None }).unwrap();
+    store.append(RunFinished { outcome: Outcome::Completed, cause: None }).unwrap().detach();
     drain(&store, dir.path());
 
     let Some(seen) = tensorboard(dir.path()) else { return };
@@ -119,16 +119,16 @@ fn tensorboard_sees_each_trial_as_a_session() {
     begin(&store);
     for trial in 0..3 {
         let config = serde_json::json!({"lr": 0.1 * f64::from(trial + 1), "layers": [1, 2], "none": null});
-        let _ = store.append(Draft::new(TrialCreated { config }).trial(trial)).unwrap();
+        store.append(Draft::new(TrialCreated { config }).trial(trial)).unwrap().detach();
         let metrics = Metrics::from([("acc", 0.25), ("nan", f64::NAN)]);
         for step in 1..=3 {
             let body = Report { step, metrics: metrics.clone() };
-            let _ = store.append(Draft::new(body).attempt(1).rank(0).trial(trial)).unwrap();
+            store.append(Draft::new(body).attempt(1).rank(0).trial(trial)).unwrap().detach();
         }
         let outcome = if trial == 2 { Outcome::Failed } else { Outcome::Stopped };
-        let _ = store.append(Draft::new(TrialFinished { outcome, cause: None }).trial(trial)).unwrap();
+        store.append(Draft::new(TrialFinished { outcome, cause: None }).trial(trial)).unwrap().detach();
     }
-    let _ = store.append(RunFinished { outcome: Outcome::Completed, cause: None }).unwrap();
+    store.append(RunFinished { outcome: Outcome::Completed, cause: None }).unwrap().detach();
     drain(&store, dir.path());
     let tuner_itself = std::fs::read_dir(dir.path()).unwrap().flatten();
     assert_eq!(tuner_itself.filter(|e| e.file_name().to_string_lossy().contains("tfevents")).count(), 0);
