@@ -60,7 +60,7 @@ fn main() {
                         let trial = n as u32 % args.trials;
                         let draft =
                             Draft::new(Report { step: n, metrics }).attempt(sender).rank(0).trial(trial);
-                        let _ = store.append(draft.sequence(n + 1)).expect("append");
+                        store.append(draft.sequence(n + 1)).expect("append").detach();
                     }
                 })
             })

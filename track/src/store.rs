@@ -48,8 +48,8 @@ pub struct StoreConfig {
 impl Default for StoreConfig {
     fn default() -> Self {
         StoreConfig {
-            queue_events: 65_536,
-            queue_bytes: 32 << 20,
+            queue_events: 16_384,
+            queue_bytes: 16 << 20,
             append_deadline: Duration::from_secs(30),
             close_deadline: Duration::from_secs(30),
             max_bytes: None,
@@ -407,6 +407,9 @@ impl Ticket {
     pub fn seq(&self) -> Option<u64> {
         self.seq
     }
+
+    /// Lets the event go its way without waiting for it. Should the store fail, the next append says so.
+    pub fn detach(self) {}
 
     /// Waits until the event (or, of a repetition, its original) survives a power cut.
     pub fn wait(&self, timeout: Duration) -> Result<Option<u64>> {

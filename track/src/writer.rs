@@ -48,7 +48,7 @@ pub(crate) fn open(path: &Path, max_bytes: Option<u64>, create: bool) -> Result<
     // FULL makes every commit wait for the write-ahead log to be on the disk: that is what an acknowledgement means.
     db.execute_batch(
         "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 4000;
-         PRAGMA journal_size_limit = 67108864; PRAGMA cache_size = -16384; PRAGMA temp_store = MEMORY;",
+         PRAGMA journal_size_limit = 67108864; PRAGMA cache_size = -8192; PRAGMA temp_store = MEMORY;",
     )
     .and_then(|()| db.busy_timeout(Duration::from_secs(10)))
     .map_err(Error::sqlite("open", path))?;

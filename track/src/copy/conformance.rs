@@ -1,4 +1,4 @@
-//! What every [`Upload`](super::Upload) must do, as a check that each implementation runs.
+//! What every [`Upload`] must do, as a check that each implementation runs.
 
 use std::path::Path;
 

@@ -134,7 +134,7 @@ impl Copier {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let temporary = Temporary(path.with_file_name(format!(".copy-{}-{count}.db", std::process::id())));
         let seq = backup(reader, &temporary.0)?;
-        if self.ours.as_ref().is_some_and(|(ours, _)| ours.seq == seq) {
+        if self.ours.as_ref().is_some_and(|(ours, _)| (ours.epoch, ours.seq) == (epoch, seq)) {
             return Ok(seq);
         }
         let (bytes, crc32c) = sum(&temporary.0)?;

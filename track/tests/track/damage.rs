@@ -13,7 +13,7 @@ fn filled(folder: &Path, reports: u64) {
     let store = new_store(folder);
     begin(&store);
     for step in 0..reports {
-        let _ = store.append(report(step, 1.0 / (step + 1) as f64).sequence(step + 1)).unwrap();
+        store.append(report(step, 1.0 / (step + 1) as f64).sequence(step + 1)).unwrap().detach();
     }
     store.close().unwrap();
 }

@@ -1,9 +1,12 @@
 //! The crate's promises, held through its public API.
 
+mod copy;
 mod crash;
 mod damage;
 mod fold;
+mod sinks;
 mod store;
+mod tensorboard;
 
 use std::time::Duration;
 
@@ -24,10 +27,10 @@ fn report(step: u64, loss: f64) -> Draft {
 /// A run with its first attempt begun.
 fn begin(store: &Store) {
     let config = serde_json::json!({"lr": 0.1, "model": {"name": "mlp", "wide": true}});
-    let _ = store.append(RunCreated { experiment: "mnist".into(), name: "brisk".into() }).expect("append");
-    let _ = store.append(RunConfigured { config }).expect("append");
+    store.append(RunCreated { experiment: "mnist".into(), name: "brisk".into() }).expect("append").detach();
+    store.append(RunConfigured { config }).expect("append").detach();
     let started = AttemptStarted { world_size: 2, generation: 1, ..AttemptStarted::default() };
-    let _ = store.append(Draft::new(started).attempt(1)).expect("append");
+    store.append(Draft::new(started).attempt(1)).expect("append").detach();
 }
 
 fn verify(folder: &std::path::Path) -> Verdict {

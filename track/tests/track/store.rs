@@ -78,7 +78,7 @@ fn a_repeated_delivery_is_stored_once() {
     for step in 0..100_u64 {
         for _delivery in 0..3 {
             for rank in 0..2 {
-                let _ = store.append(report(step, 1.0).rank(rank).sequence(step + 1)).unwrap();
+                store.append(report(step, 1.0).rank(rank).sequence(step + 1)).unwrap().detach();
             }
         }
     }
@@ -135,7 +135,7 @@ fn readers_see_whole_moments_while_it_is_written() {
             })
             .collect();
         for step in 0..30_000_u64 {
-            let _ = store.append(report(step, step as f64).trial(step as u32 % 4)).unwrap();
+            store.append(report(step, step as f64).trial(step as u32 % 4)).unwrap().detach();
             if step % 3_000 == 0 {
                 store.flush(LONG).unwrap();
             }
@@ -207,7 +207,7 @@ fn a_kind_of_the_future_is_kept_and_skipped() {
     let store = new_store(dir.path());
     begin(&store);
     let unknown = Unknown { kind: "worker_levitated".into(), version: 3, body: br#"{"height":2}"#.to_vec() };
-    let _ = store.append(Draft::new(Event::Unknown(unknown.clone()))).unwrap();
+    store.append(Draft::new(Event::Unknown(unknown.clone()))).unwrap().detach();
     let known = Unknown { kind: "report".into(), version: 1, body: vec![] };
     assert!(matches!(store.append(Event::Unknown(known)), Err(Error::Refused { .. })));
     let newer = Unknown { kind: "report".into(), version: 2, body: vec![1, 2] };
@@ -230,12 +230,12 @@ fn events_are_found_by_kind_and_trial() {
     let store = new_store(dir.path());
     for trial in 0..3 {
         let config = serde_json::json!({"lr": f64::from(trial)});
-        let _ = store.append(Draft::new(TrialCreated { config }).trial(trial)).unwrap();
+        store.append(Draft::new(TrialCreated { config }).trial(trial)).unwrap().detach();
         let stop = Decision { by: "asha".into(), action: "stop".into(), ..Decision::default() };
-        let _ = store.append(Draft::new(stop).trial(trial)).unwrap();
-        let _ = store.append(report(1, 1.0).trial(trial)).unwrap();
+        store.append(Draft::new(stop).trial(trial)).unwrap().detach();
+        store.append(report(1, 1.0).trial(trial)).unwrap().detach();
     }
-    let _ = store.append(report(1, 1.0)).unwrap();
+    store.append(report(1, 1.0)).unwrap().detach();
     store.flush(LONG).unwrap();
     let mut reader = store.reader().unwrap();
     let mut snapshot = reader.snapshot().unwrap();
