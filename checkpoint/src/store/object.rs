@@ -75,6 +75,9 @@ impl ObjectStore {
         shown.set_query(None);
         let options =
             std::env::vars().filter(|(name, _)| VARIABLES.iter().any(|start| name.starts_with(start)));
+        // A program that has chosen its own cryptography keeps it.
+        #[cfg(feature = "tls")]
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let (remote, prefix) = object_store::parse_url_opts(&parsed, options).map_err(|error| {
             // The error may quote the URL.
             let reason =
