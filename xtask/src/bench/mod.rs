@@ -2,6 +2,7 @@
 //! speed of a shared machine drifts, and only a ratio within one window says something.
 
 mod checkpoint;
+mod cluster;
 mod comm;
 mod step;
 
@@ -30,6 +31,8 @@ pub(crate) struct Args {
 enum Name {
     /// Saving and loading 1 GB, against memcpy, dd and PyTorch
     Checkpoint,
+    /// What a gang of workers, a report and a stored event cost
+    Cluster,
     /// All-reduce between processes of this host, against gloo and OpenMPI
     Comm,
     /// A training step in one process, against PyTorch and tch
@@ -42,6 +45,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     match args.name {
         Name::Checkpoint => checkpoint::run(args),
+        Name::Cluster => cluster::run(),
         Name::Comm => comm::run(args),
         Name::Step => step::run(args),
     }
