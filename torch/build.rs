@@ -8,7 +8,11 @@ const SOURCES: [&str; 4] = ["autograd", "context", "cuda", "optim"];
 fn main() {
     // torch-sys (links = "tch") publishes the folder of the libraries; the headers lie beside it.
     let lib = PathBuf::from(env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys publishes libtorch's folder"));
-    let include = lib.parent().expect("the library folder has a parent").join("include");
+    // Unless the user keeps headers elsewhere, which torch-sys knows by the same variable.
+    println!("cargo::rerun-if-env-changed=LIBTORCH_INCLUDE");
+    let root = env::var("LIBTORCH_INCLUDE").map(PathBuf::from);
+    let root = root.unwrap_or_else(|_| lib.parent().expect("the library folder has a parent").to_owned());
+    let include = root.join("include");
 
     let mut build = cc::Build::new();
     build.cpp(true).std("c++17").warnings(true).flag("-isystem").flag(&include);
