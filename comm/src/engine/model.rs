@@ -41,6 +41,7 @@ fn check(preemptions: usize, body: impl Fn() + Sync + Send + 'static) {
     model.preemption_bound = Some(preemptions);
     // More than it takes on an idle machine; a loaded one looks at fewer orders, and does not fail for it.
     model.max_duration = Some(std::time::Duration::from_secs(6));
+    model.checkpoint_interval = 500;
     model.check(body);
 }
 
