@@ -129,9 +129,9 @@ impl ProcessGroup {
             if let Some(list) = store.get("members", self.deadline())? {
                 return decode(&list);
             }
-            for rank in 0..present.len() {
-                if !present[rank] && store.get(&here(rank), self.deadline())?.is_some() {
-                    (present[rank], changed) = (true, Instant::now());
+            for (rank, present) in present.iter_mut().enumerate() {
+                if !*present && store.get(&here(rank), self.deadline())?.is_some() {
+                    (*present, changed) = (true, Instant::now());
                 }
             }
             if let Some(why) = settled(&present, &self.health().lost, changed.elapsed(), policy) {
@@ -150,7 +150,7 @@ impl ProcessGroup {
 }
 
 fn decode(list: &[u8]) -> Result<Vec<usize>> {
-    if list.len() % 4 != 0 {
+    if !list.len().is_multiple_of(4) {
         let why = format!("{} bytes are no list of ranks", list.len());
         return Err(Error::Corrupt { peer: "the store".into(), what: "the list of survivors", why });
     }

@@ -211,6 +211,12 @@ impl<W: Word, const N: usize> SharedFlags<W, N> {
         }
     }
 
+    /// Whether a piece of bucket call `b` is still to be claimed.
+    #[inline]
+    pub(crate) fn claimable(&self, b: u64, pieces: u64) -> bool {
+        count_of(self.claims[b as usize % N].0.get(), b) < pieces
+    }
+
     /// Takes the next of `pieces` of bucket call `b`, which all ranks have announced (FP-3).
     #[inline]
     pub(crate) fn claim(&self, b: u64, pieces: u64) -> Option<u64> {

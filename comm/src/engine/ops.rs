@@ -171,8 +171,8 @@ impl Op {
         let piece = bytes.div_ceil(view.world).clamp(LEAST_PIECE_BYTES, PIECE_BYTES).next_multiple_of(256);
         let pieces = bytes.div_ceil(piece) as u64;
         let shared = view.layout.shared();
-        if shared.pieces_done(number) == pieces {
-            return Ok(true);
+        if !shared.claimable(number, pieces) {
+            return Ok(shared.pieces_done(number) == pieces);
         }
         let me = view.layout.rank(view.rank);
         me.set_working(number);

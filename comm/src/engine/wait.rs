@@ -57,7 +57,7 @@ impl Patience {
             self.began.get_or_insert(now);
             self.since = Some(now);
         }
-        if self.pauses % LOOK != 0 && self.waited < NAP_FROM {
+        if !self.pauses.is_multiple_of(LOOK) && self.waited < NAP_FROM {
             if crowded || self.waited > SPIN {
                 std::thread::yield_now()
             } else {
