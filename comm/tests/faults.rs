@@ -16,7 +16,7 @@ const VICTIM: usize = 1;
 const GENERATION: u64 = 7;
 const WHO: &str = "REGATTA_FAULTS_RANK";
 /// How long a rank waits for one that is stopped.
-const DEADLINE: Duration = Duration::from_millis(400);
+const DEADLINE: Duration = Duration::from_millis(1500);
 /// The promise is 250 ms on a host that is not overloaded; on two cores shared with other tests this still tells a promise from a timeout.
 const TOLD_WITHIN: f64 = 5.0;
 /// The promise is 2 s; see above.
@@ -100,6 +100,8 @@ fn work(group: &ProcessGroup) -> Result<()> {
 /// The survivors' new group works, and its numbers are right.
 fn go_on(group: &ProcessGroup) {
     assert_eq!((group.world_size(), group.generation()), (WORLD - 1, GENERATION + 1));
+    // What is tested here are the sums, not how fast an overloaded machine gets them.
+    let group = group.within(Duration::from_secs(20));
     let mut bucket = group.alloc_bucket(400_000).expect("memory for a bucket");
     for _ in 0..20 {
         bucket.as_mut_slice::<f32>().fill(group.rank() as f32 + 1.0);
@@ -147,8 +149,9 @@ impl Drop for Rank {
     }
 }
 
-fn rounds() -> usize {
-    std::env::var("REGATTA_ROUNDS").ok().and_then(|r| r.parse().ok()).unwrap_or(2 * Phase::ALL.len())
+/// Each phase `times` times, unless more is asked for.
+fn rounds(times: usize) -> usize {
+    std::env::var("REGATTA_ROUNDS").ok().and_then(|r| r.parse().ok()).unwrap_or(times * Phase::ALL.len())
 }
 
 fn round(number: usize, signal: &str) -> (f64, f64) {
@@ -197,8 +200,8 @@ fn leftovers() -> Vec<String> {
     entries.map(|e| e.file_name().to_string_lossy().into_owned()).filter(|n| n.contains("regatta")).collect()
 }
 
-fn all_rounds(signal: &str) {
-    let all: Vec<(f64, f64)> = (0..rounds()).map(|n| round(n, signal)).collect();
+fn all_rounds(signal: &str, times: usize) {
+    let all: Vec<(f64, f64)> = (0..rounds(times)).map(|n| round(n, signal)).collect();
     let worst = all.iter().fold((0f64, 0f64), |w, r| (w.0.max(r.0), w.1.max(r.1)));
     let mut told: Vec<f64> = all.iter().map(|r| r.0).collect();
     told.sort_by(f64::total_cmp);
@@ -215,11 +218,11 @@ fn all_rounds(signal: &str) {
 /// I5, I6: a rank killed at any phase is reported to all survivors, who go on together.
 #[test]
 fn killed_ranks_are_told_and_left_behind() {
-    all_rounds("kill");
+    all_rounds("kill", 3);
 }
 
 /// I5, I6: a rank stopped at any phase ends the others' calls at their deadline; when it wakes up, it changes nothing.
 #[test]
 fn stopped_ranks_are_fenced() {
-    all_rounds("stop");
+    all_rounds("stop", 1);
 }
