@@ -13,7 +13,7 @@ use std::time::Duration;
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub enum Transport {
-    /// The best that all ranks can use: `shm` if they share a host.
+    /// The best that all ranks can use: `shm` if they share a host, else as [`Transport::Hier`].
     #[default]
     Auto,
     /// Ranks are threads of one process and meet in the hub.
@@ -139,7 +139,8 @@ impl Rendezvous {
             Transport::Thread(hub) => crate::thread::connect(self, hub),
             Transport::Tcp => crate::tcp::connect(self),
             Transport::Hier(host) => crate::hier::connect(self, host.as_deref()),
-            Transport::Shm | Transport::Auto => crate::shm::connect(self),
+            Transport::Shm => crate::shm::connect(self),
+            Transport::Auto => crate::hier::connect(self, None),
         }
     }
 }

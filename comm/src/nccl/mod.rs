@@ -3,7 +3,7 @@
 //! This is not a [`Backend`](crate::Backend): those move host memory and finish a call when its bytes are there, while here memory is on a
 //! device, and a call is finished when a CUDA stream has passed it, which only the owner of the stream can see. So a
 //! [`DeviceGroup`] takes NCCL's slices and a stream, such as a tensor library's own, and returns when the work is enqueued.
-//! What it shares with the other groups is everything around the calls: ranks meet in the [`Store`](crate::store::Store), scoped to name
+//! What it shares with the other groups is everything around the calls: ranks meet in the [`Store`], scoped to name
 //! and generation; all waits have deadlines; failures are this crate's errors; any rank can end the group for all.
 //!
 //! ```no_run
