@@ -91,14 +91,14 @@ impl Attendant {
         let memory_due = (worker.seat.resources.memory.0 > 0).then(Instant::now);
         // The child travels through a channel so that a thread that cannot be made does not take it along.
         let (hand_over, given) = std::sync::mpsc::sync_channel(1);
-        let spawned = thread::Builder::new()
-            .name(format!("regatta-w{}", worker.pid))
-            .stack_size(256 * 1024)
-            .spawn(move || {
+        let pid = worker.pid;
+        let spawned =
+            thread::Builder::new().name(format!("regatta-w{pid}")).stack_size(256 * 1024).spawn(move || {
                 if let Ok(child) = given.recv() {
                     let asked = false;
                     let mut attendant =
                         Self { worker, cgroup, office, child, process, group, outputs, asked, memory_due };
+                    attendant.cgroup.iter().for_each(|cgroup| cgroup.take_in(pid));
                     attendant.attend();
                     attendant.see_out();
                 }
