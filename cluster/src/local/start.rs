@@ -115,9 +115,11 @@ impl Start<'_> {
             (env::ATTEMPT, self.launch.attempt.to_string().into()),
             (env::NODE, seat.node.clone().into()),
             ("CUDA_VISIBLE_DEVICES", self.visible_gpus().into()),
-            // Numbers mean the same GPU in every worker only in the order of the bus.
-            ("CUDA_DEVICE_ORDER", "PCI_BUS_ID".into()),
         ]);
+        // Device files are numbered by the bus; a list that the driver was given means its own order.
+        if std::env::var_os("CUDA_VISIBLE_DEVICES").is_none() {
+            vars.insert("CUDA_DEVICE_ORDER", "PCI_BUS_ID".into());
+        }
         if !seat.resources.cpu.is_zero() {
             let threads = seat.resources.cpu.units().max(1).to_string();
             vars.extend(THREAD_VARIABLES.map(|name| (name, threads.clone().into())));
