@@ -171,15 +171,15 @@ async fn grandchildren_go_with_their_worker_even_as_daemons() {
 async fn a_daemon_without_its_environment_is_found_by_its_control_group() {
     let spawner = spawner(&[("here", "cpu: 1")]);
     let lease = acquire(&spawner, 1).await;
-    let script =
-        "setsid env -i /bin/sh -c 'echo kid $$; exec sleep 20' & cat /proc/self/cgroup; echo ready; wait";
+    let script = "i=0; while [ $i -lt 300 ]; do i=$((i+1)); sleep 0.01; \
+                  if grep -q regatta- /proc/self/cgroup; then echo grouped; break; fi; done; \
+                  setsid env -i /bin/sh -c 'echo kid $$; exec sleep 20' & wait";
     let mut events = spawner.launch(lease.id, Launch::new(sh(script))).await.unwrap();
     let (mut kid, mut grouped) = (None, false);
-    while kid.is_none() || !grouped {
+    while kid.is_none() {
         match events.next().await.expect("it runs") {
             WorkerEvent::Line { text, .. } if text.starts_with("kid ") => kid = Some(text[4..].to_owned()),
-            WorkerEvent::Line { text, .. } if text == "ready" && !grouped => break,
-            WorkerEvent::Line { text, .. } => grouped |= text.contains("regatta-"),
+            WorkerEvent::Line { text, .. } => grouped |= text == "grouped",
             _ => {}
         }
     }

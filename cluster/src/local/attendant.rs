@@ -91,14 +91,14 @@ impl Attendant {
         let memory_due = (worker.seat.resources.memory.0 > 0).then(Instant::now);
         // The child travels through a channel so that a thread that cannot be made does not take it along.
         let (hand_over, given) = std::sync::mpsc::sync_channel(1);
-        let spawned = thread::Builder::new()
-            .name(format!("regatta-w{}", worker.pid))
-            .stack_size(256 * 1024)
-            .spawn(move || {
+        let pid = worker.pid;
+        let spawned =
+            thread::Builder::new().name(format!("regatta-w{pid}")).stack_size(256 * 1024).spawn(move || {
                 if let Ok(child) = given.recv() {
                     let asked = false;
                     let mut attendant =
                         Self { worker, cgroup, office, child, process, group, outputs, asked, memory_due };
+                    attendant.cgroup.iter().for_each(|cgroup| cgroup.take_in(pid));
                     attendant.attend();
                     attendant.see_out();
                 }
@@ -265,30 +265,27 @@ impl Attendant {
         }
     }
 
-    fn tell(mut self, status: io::Result<ExitStatus>) {
-        let killed_by_kernel = self.cgroup.take().and_then(|cgroup| cgroup.out_of_memory());
-        let limit = self.worker.seat.resources.memory;
-        let killed_by_kernel =
-            killed_by_kernel.map(|used| Fate::OutOfMemory { limit, used: used.max(limit) });
-        let mut desk = self.worker.desk();
+    /// Lets go of everything first: whoever hears of the end finds no descriptor and no control group of it.
+    fn tell(self, status: io::Result<ExitStatus>) {
+        let (worker, launcher) = (self.worker.clone(), self.office.launcher.clone());
+        let limit = worker.seat.resources.memory;
+        let used = self.cgroup.as_ref().and_then(WorkerGroup::out_of_memory);
+        let killed_by_kernel = used.map(|used| Fate::OutOfMemory { limit, used: used.max(limit) });
+        drop(self);
+        let mut desk = worker.desk();
         desk.ended = true;
         let (post, fate) = (desk.post.take(), desk.fate.take().or(killed_by_kernel));
         drop(desk);
-        self.worker.set_ended();
+        worker.set_ended();
         let Some(post) = post else { return };
         let tail = post.record.lock().unwrap_or_else(PoisonError::into_inner).tail.take();
         let slot = post.slot;
+        let lost = |cause: String| WorkerEvent::Lost { slot, cause };
         post.events.send(match (status, fate) {
-            (Err(error), _) => {
-                WorkerEvent::Lost { slot, cause: format!("its end could not be learned: {error}") }
-            }
-            (_, Some(Fate::Lost(cause))) => WorkerEvent::Lost { slot, cause },
-            (Ok(status), None)
-                if status.signal() == Some(libc::SIGKILL) && self.office.launcher.is_gone() =>
-            {
-                let cause =
-                    "the thread that spawned it ended, and the kernel killed it with that thread".into();
-                WorkerEvent::Lost { slot, cause }
+            (Err(error), _) => lost(format!("its end could not be learned: {error}")),
+            (_, Some(Fate::Lost(cause))) => lost(cause),
+            (Ok(status), None) if status.signal() == Some(libc::SIGKILL) && launcher.is_gone() => {
+                lost("the thread that spawned it ended, and the kernel killed it with that thread".into())
             }
             (Ok(status), fate) => WorkerEvent::Exited { slot, exit: exit(status, fate, tail) },
         });

@@ -85,9 +85,10 @@ fn remove(folder: &Path) {
 }
 
 impl WorkerGroup {
-    /// Where a process writes `0` to join.
-    pub(super) fn procs(&self) -> Option<OwnedFd> {
-        OpenOptions::new().write(true).open(self.folder.join("cgroup.procs")).ok().map(OwnedFd::from)
+    /// Takes a process in, with what it starts from now on. The kernel may need tens of milliseconds for it, which is why the
+    /// attendant does it while the worker is already starting.
+    pub(super) fn take_in(&self, pid: u32) {
+        let _ = fs::write(self.folder.join("cgroup.procs"), pid.to_string());
     }
 
     /// Without a memory controller there is no such file, and the watch does it.

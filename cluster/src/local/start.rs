@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
@@ -11,7 +10,6 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::thread::CpuSet;
 
 use super::attendant::{Attendant, Office};
-use super::cgroup::WorkerGroup;
 use super::host::LocalNode;
 use super::output::{Log, Record};
 use super::sys::{ChildSetup, on_child};
@@ -60,8 +58,7 @@ impl Start<'_> {
         let cgroup = office.cgroup.as_ref();
         let cgroup =
             cgroup.and_then(|all| all.worker(&format!("w{}", self.number), seat.resources.memory).ok());
-        let joining = cgroup.as_ref().and_then(WorkerGroup::procs);
-        let mut child = match office.launcher.spawn(self.command(joining)) {
+        let mut child = match office.launcher.spawn(self.command()) {
             Some(Ok(child)) => child,
             Some(Err(error)) => return Err(self.failed(error)),
             None => {
@@ -90,7 +87,7 @@ impl Start<'_> {
         Error::Launch { slot, node, program: self.launch.command.program.clone(), source }
     }
 
-    fn command(&self, cgroup: Option<OwnedFd>) -> Command {
+    fn command(&self) -> Command {
         let wanted = &self.launch.command;
         let mut command = Command::new(&wanted.program);
         command.args(&wanted.args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -105,7 +102,7 @@ impl Start<'_> {
             command.current_dir(cwd);
         }
         let cpus = if self.pin { self.cpu_set() } else { None };
-        on_child(&mut command, ChildSetup { parent: std::process::id(), cpus, cgroup });
+        on_child(&mut command, ChildSetup { parent: std::process::id(), cpus });
         command
     }
 
@@ -118,9 +115,11 @@ impl Start<'_> {
             (env::ATTEMPT, self.launch.attempt.to_string().into()),
             (env::NODE, seat.node.clone().into()),
             ("CUDA_VISIBLE_DEVICES", self.visible_gpus().into()),
-            // Numbers mean the same GPU in every worker only in the order of the bus.
-            ("CUDA_DEVICE_ORDER", "PCI_BUS_ID".into()),
         ]);
+        // Device files are numbered by the bus; a list that the driver was given means its own order.
+        if std::env::var_os("CUDA_VISIBLE_DEVICES").is_none() {
+            vars.insert("CUDA_DEVICE_ORDER", "PCI_BUS_ID".into());
+        }
         if !seat.resources.cpu.is_zero() {
             let threads = seat.resources.cpu.units().max(1).to_string();
             vars.extend(THREAD_VARIABLES.map(|name| (name, threads.clone().into())));

@@ -2,7 +2,7 @@
 //! sentinel, a process forked without exec. The only `unsafe` of this crate's engines.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -14,8 +14,6 @@ pub(super) struct ChildSetup {
     pub(super) parent: u32,
     /// The CPUs to stay on.
     pub(super) cpus: Option<CpuSet>,
-    /// The `cgroup.procs` to join. That it may fail is no reason not to start.
-    pub(super) cgroup: Option<OwnedFd>,
 }
 
 /// Signals a driver may have ignored, which exec would hand on: a worker must be able to die of them.
@@ -37,9 +35,6 @@ pub(super) fn on_child(command: &mut Command, setup: ChildSetup) {
             }
             for signal in RESET {
                 libc::signal(signal, libc::SIG_DFL);
-            }
-            if let Some(procs) = &setup.cgroup {
-                libc::write(procs.as_raw_fd(), c"0".as_ptr().cast(), 1);
             }
             // Should the host run out of memory, the kernel must choose a worker, not the driver of all.
             let score = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
@@ -126,7 +121,7 @@ unsafe fn watch(pipe: RawFd, cgroup: RawFd, marker: &[u8]) -> ! {
                 break;
             }
         }
-        for _ in 0..200 {
+        for _ in 0..1000 {
             if dissolve(1) {
                 break;
             }
