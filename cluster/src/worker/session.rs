@@ -42,6 +42,8 @@ struct Session {
     lease: Duration,
     heartbeat: Duration,
     pause: Duration,
+    /// Why the last stream ended.
+    trouble: Option<String>,
 }
 
 /// Runs the session until the worker closes it, the controller refuses it or the lease is over.
@@ -54,6 +56,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
         lease: shared.config.connect_timeout,
         heartbeat: Duration::from_millis(100),
         pause: FIRST_PAUSE,
+        trouble: None,
         shared: shared.clone(),
     };
     let over = loop {
@@ -83,6 +86,7 @@ impl Session {
             return Some(Over::Lost { silence, reason });
         }
         tracing::debug!(slot = self.shared.config.slot, reason, "the control stream broke; calling again");
+        self.trouble = Some(reason);
         let pause = self.pause.mul_f64(rand::random_range(0.5..1.0)).min(self.left());
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
         let resumed = Instant::now() + pause;
@@ -102,7 +106,11 @@ impl Session {
         let inbound = match timeout(self.left(), self.call(frames)).await {
             Ok(Ok(inbound)) => inbound,
             Ok(Err(end)) => return end,
-            Err(_) => return End::Broken(format!("it did not answer within {:?}", self.lease)),
+            Err(_) => {
+                let before = self.trouble.take().map(|trouble| format!("; before that: {trouble}"));
+                let before = before.unwrap_or_default();
+                return End::Broken(format!("it did not answer within {:?}{before}", self.lease));
+            }
         };
         self.shared.lock().outbox.reconnect();
         self.converse(outbound, inbound).await
@@ -190,6 +198,7 @@ impl Session {
         match (frame.sequence, frame.body) {
             (0, Some(to_worker::Body::Welcome(welcome))) => {
                 self.pause = FIRST_PAUSE;
+                self.trouble = None;
                 self.lease = Duration::from_millis(u64::from(welcome.lease_ms));
                 self.heartbeat = Duration::from_millis(u64::from(welcome.heartbeat_ms.max(1)));
                 let mut state = self.shared.lock();
