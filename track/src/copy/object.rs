@@ -32,14 +32,29 @@ pub struct ObjectUpload {
 impl ObjectUpload {
     /// What a URL names, with credentials from the environment.
     pub fn open(url: &str) -> Result<Self> {
-        let failed = |why: String| Error::Storage { what: "opening it".into(), place: url.into(), why };
-        let parsed = url::Url::parse(url).map_err(|e| failed(e.to_string()))?;
+        let parsed = url::Url::parse(url).map_err(|e| Error::Storage {
+            what: "opening it".into(),
+            place: "the given storage URL".into(),
+            why: e.to_string(),
+        })?;
+        // A password in a URL must not come into a message.
+        let mut shown = parsed.clone();
+        let _ = shown.set_password(None);
+        let _ = shown.set_username("");
+        shown.set_query(None);
+        let failed = |why: String| Error::Storage {
+            what: "opening it".into(),
+            place: shown.to_string(),
+            why: why.replace(parsed.as_str(), shown.as_str()),
+        };
         let options = std::env::vars()
             .map(|(name, value)| (name.to_ascii_lowercase(), value))
             .filter(|(name, _)| ["aws_", "azure_", "google_"].iter().any(|p| name.starts_with(p)));
+        // A program that has chosen its own cryptography keeps it.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let (store, prefix) =
             object_store::parse_url_opts(&parsed, options).map_err(|e| failed(e.to_string()))?;
-        Self::new(store.into(), prefix, url)
+        Self::new(store.into(), prefix, shown.as_str())
     }
 
     /// A store of the caller's, below a prefix; `place` is what messages call it.

@@ -1,6 +1,9 @@
 //! Benchmarks side by side with their peers: both contestants live through the whole run and take turns, because the
 //! speed of a shared machine drifts, and only a ratio within one window says something.
 
+mod checkpoint;
+mod cluster;
+mod comm;
 mod step;
 
 use std::io::{BufRead, BufReader, Write};
@@ -26,6 +29,12 @@ pub(crate) struct Args {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Name {
+    /// Saving and loading 1 GB, against memcpy, dd and PyTorch
+    Checkpoint,
+    /// What a gang of workers, a report and a stored event cost
+    Cluster,
+    /// All-reduce between processes of this host, against gloo and OpenMPI
+    Comm,
     /// A training step in one process, against PyTorch and tch
     Step,
 }
@@ -35,6 +44,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         bail!("--rounds must be at least 1");
     }
     match args.name {
+        Name::Checkpoint => checkpoint::run(args),
+        Name::Cluster => cluster::run(),
+        Name::Comm => comm::run(args),
         Name::Step => step::run(args),
     }
 }
