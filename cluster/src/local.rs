@@ -9,6 +9,7 @@
 //! - **LO-4** seats are free only when nothing runs on them but idlers, which go before a stranger comes.
 
 mod attendant;
+mod cgroup;
 mod host;
 mod launcher;
 mod output;
@@ -30,6 +31,7 @@ use async_trait::async_trait;
 use tokio::sync::oneshot;
 
 use self::attendant::Office;
+use self::cgroup::SpawnerGroup;
 pub use self::host::LocalNode;
 use self::launcher::Launcher;
 use self::pool::Pool;
@@ -39,7 +41,7 @@ use self::worker::{FOR_EVER, Fate, Worker};
 use crate::allocator::{Allocator, Decision, RequestId};
 use crate::error::{Error, Result};
 use crate::events::{EventSender, Events, queue};
-use crate::request::{GangRequest, Lease, LeaseId};
+use crate::request::{GangRequest, Lease, LeaseId, Seat};
 use crate::spawner::{Launch, NodeStatus, Spawner, WorkerId};
 
 pub(crate) const ENGINE: &str = "local";
@@ -69,6 +71,8 @@ pub struct LocalConfig {
     pub idle_for: Duration,
     /// How often a worker's memory is looked at, where its seat limits it.
     pub memory_check: Duration,
+    /// Whether control groups are made where that is possible.
+    pub cgroups: bool,
     /// How long a worker may still be there after SIGKILL before that is an error.
     pub kill_patience: Duration,
 }
@@ -81,6 +85,7 @@ impl Default for LocalConfig {
             max_idle: 64,
             idle_for: Duration::from_secs(60),
             memory_check: Duration::from_millis(100),
+            cgroups: true,
             kill_patience: Duration::from_secs(10),
         }
     }
@@ -124,6 +129,13 @@ struct Held {
     launching: bool,
 }
 
+/// One gang's launch while it is under way.
+struct Order<'a> {
+    lease: &'a Lease,
+    launch: &'a Launch,
+    events: &'a EventSender,
+}
+
 impl LocalSpawner {
     /// A spawner over these nodes, with its spawning thread and its sentinel running.
     pub fn new(config: LocalConfig) -> Result<Self> {
@@ -132,10 +144,13 @@ impl LocalSpawner {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
         let mark = format!("{}-{since:x}-", std::process::id());
         let failed = |operation| move |source| Error::System { operation, source };
-        let sentinel = Sentinel::start(&format!("{}={mark}", crate::env::WORKER))
+        let cgroup = config.cgroups.then(|| SpawnerGroup::make(&mark)).flatten();
+        let marker = format!("{}={mark}", crate::env::WORKER);
+        let sentinel = Sentinel::start(&marker, cgroup.as_ref().and_then(SpawnerGroup::open))
             .map_err(failed("start the sentinel process"))?;
         let launcher = Launcher::start().map_err(failed("start the spawning thread"))?;
-        let office = Office { sentinel: Arc::new(sentinel), launcher, memory_check: config.memory_check };
+        let (sentinel, cgroup) = (Arc::new(sentinel), cgroup.map(Arc::new));
+        let office = Office { sentinel, launcher, cgroup, memory_check: config.memory_check };
         let claim = if config.pinning == Pinning::Auto { claim_binding() } else { None };
         let pin = config.pinning == Pinning::Always || claim.is_some();
         let pool = Pool::new(config.max_idle, config.idle_for);
@@ -227,7 +242,9 @@ impl Inner {
         let lease = self.begin_launch(id)?;
         let (sender, events) = queue();
         let mut workers = Vec::with_capacity(lease.seats.len());
-        let outcome = self.start_all(&lease, &launch, &sender, &mut workers);
+        let order = Order { lease: &lease, launch: &launch, events: &sender };
+        let outcome = self.start_all(&order, &mut workers);
+        drop(sender);
         let mut state = self.state();
         let given_up = match state.held.get_mut(&id) {
             Some(held) => {
@@ -251,39 +268,51 @@ impl Inner {
         outcome.and(Err(Self::unknown(id, "launching")))
     }
 
-    fn start_all(
-        &self,
-        lease: &Lease,
-        launch: &Launch,
-        events: &EventSender,
-        workers: &mut Vec<Arc<Worker>>,
-    ) -> Result<()> {
-        let (idle, strangers) = self.state().pool.take(&lease.seats, launch);
-        for stranger in strangers {
-            if !stranger.wait_end_blocking(Instant::now() + self.config.kill_patience) {
-                return Err(self.stuck(&stranger));
+    fn start_all(&self, order: &Order<'_>, workers: &mut Vec<Arc<Worker>>) -> Result<()> {
+        let (idle, strangers) = self.state().pool.take(&order.lease.seats, order.launch);
+        let mut idle = idle.into_iter();
+        let outcome = strangers.iter().try_for_each(|stranger| self.wait_gone(stranger)).and_then(|()| {
+            order.lease.seats.iter().zip(&mut idle).try_for_each(|(seat, idle)| {
+                workers.push(self.start_one(order, seat, idle)?);
+                Ok(())
+            })
+        });
+        // Those the gang did not come to are in no pool any more.
+        idle.flatten().for_each(|worker| worker.end(Fate::Cancelled, Duration::ZERO));
+        outcome
+    }
+
+    fn start_one(&self, order: &Order<'_>, seat: &Seat, idle: Option<Arc<Worker>>) -> Result<Arc<Worker>> {
+        let &Order { lease, launch, events } = order;
+        let mut job = match post(launch, seat.slot, events) {
+            Ok(job) => job,
+            Err(error) => {
+                idle.iter().for_each(|worker| worker.end(Fate::Cancelled, Duration::ZERO));
+                return Err(error);
             }
-        }
-        for (seat, idle) in lease.seats.iter().zip(idle) {
-            let mut job = post(launch, seat.slot, events)?;
-            if let Some(worker) = idle {
-                match worker.reuse(job) {
-                    Ok(()) => {
-                        workers.push(worker);
-                        continue;
-                    }
-                    Err(back) => job = back,
-                }
+        };
+        if let Some(worker) = idle {
+            match worker.reuse(job) {
+                Ok(()) => return Ok(worker),
+                Err(back) => job = back,
             }
-            let Some(node) = self.config.nodes.iter().find(|node| node.name == seat.node) else {
-                return Err(Self::unknown(lease.id, "launching on its node"));
-            };
-            let number = self.started.fetch_add(1, Ordering::Relaxed);
-            let id = WorkerId(format!("{}{number}", self.mark));
-            let start = Start { launch, seat, slots: lease.seats.len(), node, pin: self.pin, id };
-            workers.push(start.run(&self.office, job)?);
+            self.wait_gone(&worker)?;
         }
-        Ok(())
+        let Some(node) = self.config.nodes.iter().find(|node| node.name == seat.node) else {
+            return Err(Self::unknown(lease.id, "launching on its node"));
+        };
+        let number = self.started.fetch_add(1, Ordering::Relaxed);
+        let id = WorkerId(format!("{}{number}", self.mark));
+        Start { launch, seat, slots: lease.seats.len(), node, pin: self.pin, id, number }
+            .run(&self.office, job)
+    }
+
+    /// Waits for the end of a worker that was ordered to end: its seat is another's.
+    fn wait_gone(&self, worker: &Worker) -> Result<()> {
+        match worker.wait_end_blocking(Instant::now() + self.config.kill_patience) {
+            true => Ok(()),
+            false => Err(self.stuck(worker)),
+        }
     }
 
     fn stuck(&self, worker: &Worker) -> Error {

@@ -229,7 +229,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 10_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn invariants_hold_over_any_history(nodes in cluster(), ops in prop::collection::vec(op(), 1..40)) {
+    fn invariants_hold_over_any_history(nodes in cluster(), ops in prop::collection::vec(op(), 1..30)) {
         let real = Allocator::new(nodes).unwrap();
         let mut history =
             History { real, alone: None, waiting: BTreeMap::new(), asked: BTreeMap::new() };

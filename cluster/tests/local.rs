@@ -21,10 +21,13 @@ fn spawner(nodes: &[(&str, &str)]) -> LocalSpawner {
     LocalSpawner::new(config(nodes.iter().map(|(name, resources)| node(name, resources)).collect())).unwrap()
 }
 
+fn state(pid: &str) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).ok()?;
+    stat[stat.rfind(')')? + 1..].trim_start().chars().next()
+}
+
 fn alive(pid: &str) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
-    let state = stat.rfind(')').and_then(|at| stat[at + 1..].trim_start().chars().next());
-    state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
+    state(pid).is_some_and(|state| !matches!(state, 'Z' | 'X'))
 }
 
 async fn run(spawner: &LocalSpawner, request: GangRequest, launch: Launch) -> Vec<WorkerEvent> {
@@ -74,6 +77,14 @@ async fn a_worker_sees_its_gpus_its_threads_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn where_memory_runs_out_the_kernel_chooses_a_worker_not_the_driver() {
+    let spawner = spawner(&[("here", "cpu: 1")]);
+    let request = GangRequest::new("g", 1, Resources::cpus(1));
+    let seen = run(&spawner, request, Launch::new(sh("cat /proc/self/oom_score_adj"))).await;
+    assert_eq!(lines(&seen)[&0], ["500"]);
+}
+
+#[tokio::test]
 async fn a_worker_stays_on_its_cpus() {
     let host = LocalNode::this_host();
     let workers = host.cpu_ids.len().min(4);
@@ -99,7 +110,7 @@ async fn logs_are_whole_and_one_file_a_worker() {
         assert_eq!(log.lines().count(), 501);
         assert!(log.lines().any(|line| line == format!("{slot}:499")));
         assert_eq!(exit.reason, Reason::UserError { code: 3 });
-        assert!(exit.tail.len() <= 50 && exit.tail.contains(&"error".to_owned()));
+        assert!(exit.tail.len() <= 100 && exit.tail.contains(&"error".to_owned()));
     }
 }
 
@@ -155,6 +166,34 @@ async fn grandchildren_go_with_their_worker_even_as_daemons() {
     }
 }
 
+/// What carries no mark is found by its control group, where there are any.
+#[tokio::test]
+async fn a_daemon_without_its_environment_is_found_by_its_control_group() {
+    let spawner = spawner(&[("here", "cpu: 1")]);
+    let lease = acquire(&spawner, 1).await;
+    let script = "i=0; while [ $i -lt 300 ]; do i=$((i+1)); sleep 0.01; \
+                  if grep -q regatta- /proc/self/cgroup; then echo grouped; break; fi; done; \
+                  setsid env -i /bin/sh -c 'echo kid $$; exec sleep 20' & wait";
+    let mut events = spawner.launch(lease.id, Launch::new(sh(script))).await.unwrap();
+    let (mut kid, mut grouped) = (None, false);
+    while kid.is_none() {
+        match events.next().await.expect("it runs") {
+            WorkerEvent::Line { text, .. } if text.starts_with("kid ") => kid = Some(text[4..].to_owned()),
+            WorkerEvent::Line { text, .. } => grouped |= text == "grouped",
+            _ => {}
+        }
+    }
+    if !grouped {
+        eprintln!("skipped: no control group can be made here");
+        spawner.kill(lease.id, Duration::ZERO).await.unwrap();
+        return;
+    }
+    let kid = kid.unwrap();
+    assert!(alive(&kid));
+    spawner.release(lease.id).await.unwrap();
+    assert!(!alive(&kid));
+}
+
 #[tokio::test]
 async fn a_worker_over_its_memory_is_ended_and_told_why() {
     let spawner = spawner(&[("here", "cpu: 1, memory: 4GiB")]);
@@ -179,8 +218,9 @@ async fn a_worker_over_its_memory_is_ended_and_told_why() {
 async fn a_stopped_worker_is_ended_too() {
     let spawner = spawner(&[("here", "cpu: 1")]);
     let lease = acquire(&spawner, 1).await;
-    let mut events = spawner.launch(lease.id, Launch::new(sh("echo ready; kill -STOP $$"))).await.unwrap();
-    line(&mut events, "ready").await;
+    let mut events = spawner.launch(lease.id, Launch::new(sh("echo pid $$; kill -STOP $$"))).await.unwrap();
+    let pid = line(&mut events, "pid ").await;
+    until("it has stopped", || state(&pid) == Some('T')).await;
     spawner.kill(lease.id, Duration::from_millis(50)).await.unwrap();
     assert_eq!(exits(&to_the_end(&mut events).await)[0].1.signal, Some(9));
     spawner.release(lease.id).await.unwrap();

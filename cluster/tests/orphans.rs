@@ -4,7 +4,7 @@
 //! processes carries a mark of the test's own in the environment, so that leftovers are found wherever they moved.
 
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -99,7 +99,20 @@ impl Driver {
         names.filter(|pid| *pid != self.pid()).collect()
     }
 
-    /// All of them are gone, soon.
+    /// The control groups its spawner made, if it could.
+    fn groups(&self) -> Vec<PathBuf> {
+        let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or("").to_owned();
+        let folders = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(|mount| Path::new(mount).join(&own));
+        let inside = folders.iter().flat_map(std::fs::read_dir).flatten().flatten();
+        let prefix = format!("regatta-{}-", self.pid());
+        inside
+            .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
+            .map(|entry| entry.path())
+            .collect()
+    }
+
+    /// All of them are gone, soon, and their control groups.
     fn nothing_is_left(self, within: Duration) {
         let start = Instant::now();
         while !self.family().is_empty() {
@@ -109,6 +122,10 @@ impl Driver {
                 "left behind after {within:?}: {:?}",
                 left.iter().map(|p| name(p)).collect::<Vec<_>>()
             );
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        while !self.groups().is_empty() {
+            assert!(start.elapsed() < within, "left behind after {within:?}: {:?}", self.groups());
             std::thread::sleep(Duration::from_millis(2));
         }
     }
@@ -176,7 +193,7 @@ fn a_lost_spawning_thread_takes_every_worker_along() {
 /// Each line of defence holds the workers by itself: without the sentinel the kernel still kills them.
 #[test]
 fn without_its_sentinel_a_driver_still_takes_its_workers_along() {
-    let driver = Driver::start("wait");
+    let mut driver = Driver::start("wait");
     let sentinel =
         driver.family().into_iter().find(|pid| name(pid).contains("driver")).expect("there is a sentinel");
     let workers: Vec<String> = driver.family().into_iter().filter(|pid| name(pid).contains("trap")).collect();
@@ -187,8 +204,14 @@ fn without_its_sentinel_a_driver_still_takes_its_workers_along() {
         assert!(start.elapsed() < SOON, "workers left behind");
         std::thread::sleep(Duration::from_millis(2));
     }
-    // What no defence was left for goes by hand.
+    // What no defence was left for goes by hand, and the empty control groups by the next spawner.
     driver.family().iter().for_each(|pid| drop(Command::new("kill").args(["-KILL", pid]).status()));
+    while !driver.family().is_empty() {
+        assert!(start.elapsed() < SOON, "killed by hand and still there");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    driver.child.wait().unwrap();
+    drop(driver_spawner());
     driver.nothing_is_left(SOON);
 }
 

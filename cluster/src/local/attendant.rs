@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
+use super::cgroup::{SpawnerGroup, WorkerGroup};
 use super::launcher::Launcher;
 use super::output::{Lines, text};
 use super::procfs;
@@ -34,11 +35,14 @@ const GOING: Duration = Duration::from_secs(5);
 pub(super) struct Office {
     pub(super) sentinel: Arc<Sentinel>,
     pub(super) launcher: Launcher,
+    pub(super) cgroup: Option<Arc<SpawnerGroup>>,
     pub(super) memory_check: Duration,
 }
 
 pub(super) struct Attendant {
     worker: Arc<Worker>,
+    /// Before `office`, whose group must be empty when it is dropped.
+    cgroup: Option<WorkerGroup>,
     office: Office,
     child: Child,
     process: OwnedFd,
@@ -68,6 +72,7 @@ impl Attendant {
     pub(super) fn start(
         worker: Arc<Worker>,
         mut child: Child,
+        cgroup: Option<WorkerGroup>,
         office: Office,
     ) -> Result<(), (Child, io::Error)> {
         let parts = (|| {
@@ -86,14 +91,14 @@ impl Attendant {
         let memory_due = (worker.seat.resources.memory.0 > 0).then(Instant::now);
         // The child travels through a channel so that a thread that cannot be made does not take it along.
         let (hand_over, given) = std::sync::mpsc::sync_channel(1);
-        let spawned = thread::Builder::new()
-            .name(format!("regatta-w{}", worker.pid))
-            .stack_size(256 * 1024)
-            .spawn(move || {
+        let pid = worker.pid;
+        let spawned =
+            thread::Builder::new().name(format!("regatta-w{pid}")).stack_size(256 * 1024).spawn(move || {
                 if let Ok(child) = given.recv() {
                     let asked = false;
                     let mut attendant =
-                        Self { worker, office, child, process, group, outputs, asked, memory_due };
+                        Self { worker, cgroup, office, child, process, group, outputs, asked, memory_due };
+                    attendant.cgroup.iter().for_each(|cgroup| cgroup.take_in(pid));
                     attendant.attend();
                     attendant.see_out();
                 }
@@ -202,7 +207,7 @@ impl Attendant {
         let mut each = |line: &[u8]| {
             let Some(post) = &post else { return };
             let text = text(line);
-            post.record.lock().unwrap_or_else(PoisonError::into_inner).line(line, text.clone());
+            post.record.lock().unwrap_or_else(PoisonError::into_inner).line(*stream, line, text.clone());
             post.events.line(post.slot, *stream, text);
         };
         lines.feed(read, &mut each);
@@ -219,6 +224,10 @@ impl Attendant {
     fn see_out(mut self) {
         let _ = kill_process_group(self.group, Signal::KILL);
         let going = Instant::now() + GOING;
+        if let Some(cgroup) = &self.cgroup {
+            cgroup.kill();
+            cgroup.wait_empty(going);
+        }
         while procfs::kill_marked(env::WORKER, &self.worker.id.0) && Instant::now() < going {
             thread::sleep(Duration::from_millis(1));
         }
@@ -256,26 +265,27 @@ impl Attendant {
         }
     }
 
-    fn tell(&mut self, status: io::Result<ExitStatus>) {
-        let mut desk = self.worker.desk();
+    /// Lets go of everything first: whoever hears of the end finds no descriptor and no control group of it.
+    fn tell(self, status: io::Result<ExitStatus>) {
+        let (worker, launcher) = (self.worker.clone(), self.office.launcher.clone());
+        let limit = worker.seat.resources.memory;
+        let used = self.cgroup.as_ref().and_then(WorkerGroup::out_of_memory);
+        let killed_by_kernel = used.map(|used| Fate::OutOfMemory { limit, used: used.max(limit) });
+        drop(self);
+        let mut desk = worker.desk();
         desk.ended = true;
-        let (post, fate) = (desk.post.take(), desk.fate.take());
+        let (post, fate) = (desk.post.take(), desk.fate.take().or(killed_by_kernel));
         drop(desk);
-        self.worker.set_ended();
+        worker.set_ended();
         let Some(post) = post else { return };
         let tail = post.record.lock().unwrap_or_else(PoisonError::into_inner).tail.take();
         let slot = post.slot;
+        let lost = |cause: String| WorkerEvent::Lost { slot, cause };
         post.events.send(match (status, fate) {
-            (Err(error), _) => {
-                WorkerEvent::Lost { slot, cause: format!("its end could not be learned: {error}") }
-            }
-            (_, Some(Fate::Lost(cause))) => WorkerEvent::Lost { slot, cause },
-            (Ok(status), None)
-                if status.signal() == Some(libc::SIGKILL) && self.office.launcher.is_gone() =>
-            {
-                let cause =
-                    "the thread that spawned it ended, and the kernel killed it with that thread".into();
-                WorkerEvent::Lost { slot, cause }
+            (Err(error), _) => lost(format!("its end could not be learned: {error}")),
+            (_, Some(Fate::Lost(cause))) => lost(cause),
+            (Ok(status), None) if status.signal() == Some(libc::SIGKILL) && launcher.is_gone() => {
+                lost("the thread that spawned it ended, and the kernel killed it with that thread".into())
             }
             (Ok(status), fate) => WorkerEvent::Exited { slot, exit: exit(status, fate, tail) },
         });

@@ -6,8 +6,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::spawner::Stream;
 
-/// How many of the last lines are kept for a report.
+/// How many of the last lines of each output are kept for a report.
 pub(super) const TAIL_LINES: usize = 50;
 /// Where a line is cut in events and tails, and where a line without end is taken for one.
 pub(super) const MAX_LINE: usize = 16 * 1024;
@@ -48,20 +49,28 @@ pub(super) fn text(line: &[u8]) -> String {
     String::from_utf8_lossy(&line[..line.len().min(MAX_LINE)]).into_owned()
 }
 
-/// The last lines of a worker.
+/// The last lines of a worker, of each of its outputs: a flood on one must not wash away the error on the other.
 #[derive(Debug, Default)]
-pub(super) struct Tail(VecDeque<String>);
+pub(super) struct Tail {
+    lines: [VecDeque<(u64, String)>; 2],
+    count: u64,
+}
 
 impl Tail {
-    pub(super) fn push(&mut self, line: String) {
-        if self.0.len() == TAIL_LINES {
-            self.0.pop_front();
+    pub(super) fn push(&mut self, stream: Stream, line: String) {
+        let lines = &mut self.lines[usize::from(stream == Stream::Stderr)];
+        if lines.len() == TAIL_LINES {
+            lines.pop_front();
         }
-        self.0.push_back(line);
+        lines.push_back((self.count, line));
+        self.count += 1;
     }
 
+    /// Both outputs' lines in the order they were read.
     pub(super) fn take(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.0).into()
+        let mut lines: Vec<_> = self.lines.iter_mut().flat_map(std::mem::take).collect();
+        lines.sort_unstable_by_key(|(count, _)| *count);
+        lines.into_iter().map(|(_, line)| line).collect()
     }
 }
 
@@ -107,11 +116,11 @@ pub(super) struct Record {
 }
 
 impl Record {
-    pub(super) fn line(&mut self, line: &[u8], text: String) {
+    pub(super) fn line(&mut self, stream: Stream, line: &[u8], text: String) {
         if let Some(log) = &mut self.log {
             log.line(line);
         }
-        self.tail.push(text);
+        self.tail.push(stream, text);
     }
 }
 
@@ -142,10 +151,13 @@ mod tests {
     }
 
     #[test]
-    fn the_tail_keeps_the_last_lines() {
+    fn the_tail_keeps_the_last_lines_of_both_outputs() {
         let mut tail = Tail::default();
-        (0..TAIL_LINES + 5).for_each(|i| tail.push(i.to_string()));
+        tail.push(Stream::Stderr, "the error".into());
+        (0..TAIL_LINES + 5).for_each(|i| tail.push(Stream::Stdout, i.to_string()));
+        tail.push(Stream::Stderr, "the end".into());
         let kept = tail.take();
-        assert_eq!((kept.len(), kept[0].as_str()), (TAIL_LINES, "5"));
+        assert_eq!(kept.len(), TAIL_LINES + 2);
+        assert_eq!([&kept[0], &kept[1], &kept[TAIL_LINES + 1]], ["the error", "5", "the end"]);
     }
 }

@@ -20,10 +20,10 @@ pub(super) struct Sentinel {
 }
 
 impl Sentinel {
-    pub(super) fn start(marker: &str) -> io::Result<Self> {
+    pub(super) fn start(marker: &str, cgroup: Option<OwnedFd>) -> io::Result<Self> {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
         rustix::io::ioctl_fionbio(&writer, true)?;
-        let pid = sys::fork_sentinel(reader.as_fd(), marker)?;
+        let pid = sys::fork_sentinel(reader.as_fd(), cgroup.as_ref().map(AsFd::as_fd), marker)?;
         Ok(Self { pid, writer: Some(writer), _reader: reader })
     }
 

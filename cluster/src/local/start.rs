@@ -37,6 +37,8 @@ pub(super) struct Start<'a> {
     pub(super) node: &'a LocalNode,
     pub(super) pin: bool,
     pub(super) id: WorkerId,
+    /// How many the spawner started before it.
+    pub(super) number: u64,
 }
 
 /// Opens what a worker needs to work for a gang.
@@ -52,6 +54,10 @@ impl Start<'_> {
         let events = post.events.clone();
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|error| self.failed(io::Error::from(error)))?;
+        let seat = self.seat;
+        let cgroup = office.cgroup.as_ref();
+        let cgroup =
+            cgroup.and_then(|all| all.worker(&format!("w{}", self.number), seat.resources.memory).ok());
         let mut child = match office.launcher.spawn(self.command()) {
             Some(Ok(child)) => child,
             Some(Err(error)) => return Err(self.failed(error)),
@@ -65,7 +71,7 @@ impl Start<'_> {
         let (slot, id) = (self.seat.slot, self.id.clone());
         let worker = Arc::new(Worker::new(id.clone(), pid, self.seat.clone(), post, bell));
         events.send(WorkerEvent::Started { slot, worker: id, pid: Some(pid), reused: false });
-        if let Err((unattended, error)) = Attendant::start(worker.clone(), child, office.clone()) {
+        if let Err((unattended, error)) = Attendant::start(worker.clone(), child, cgroup, office.clone()) {
             child = unattended;
             let _ = child.kill();
             office.sentinel.forget(pid);
@@ -109,9 +115,11 @@ impl Start<'_> {
             (env::ATTEMPT, self.launch.attempt.to_string().into()),
             (env::NODE, seat.node.clone().into()),
             ("CUDA_VISIBLE_DEVICES", self.visible_gpus().into()),
-            // Numbers mean the same GPU in every worker only in the order of the bus.
-            ("CUDA_DEVICE_ORDER", "PCI_BUS_ID".into()),
         ]);
+        // Device files are numbered by the bus; a list that the driver was given means its own order.
+        if std::env::var_os("CUDA_VISIBLE_DEVICES").is_none() {
+            vars.insert("CUDA_DEVICE_ORDER", "PCI_BUS_ID".into());
+        }
         if !seat.resources.cpu.is_zero() {
             let threads = seat.resources.cpu.units().max(1).to_string();
             vars.extend(THREAD_VARIABLES.map(|name| (name, threads.clone().into())));

@@ -36,6 +36,10 @@ pub(super) fn on_child(command: &mut Command, setup: ChildSetup) {
             for signal in RESET {
                 libc::signal(signal, libc::SIG_DFL);
             }
+            // Should the host run out of memory, the kernel must choose a worker, not the driver of all.
+            let score = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+            libc::write(score, c"500".as_ptr().cast(), 3);
+            libc::close(score);
         }
         match &setup.cpus {
             Some(cpus) => rustix::thread::sched_setaffinity(None, cpus).map_err(io::Error::from),
@@ -48,15 +52,21 @@ pub(super) fn on_child(command: &mut Command, setup: ChildSetup) {
 
 /// Forks the sentinel, which reads `pipe` until no driver holds its other end. Returns its process id.
 ///
-/// `marker` is what the environment of every process descended from a worker holds, wherever that has moved.
-pub(super) fn fork_sentinel(pipe: BorrowedFd<'_>, marker: &str) -> io::Result<u32> {
+/// `marker` is what the environment of every process descended from a worker holds, wherever that has moved; `cgroup` the
+/// folder of the control group around all of them, if there is one.
+pub(super) fn fork_sentinel(
+    pipe: BorrowedFd<'_>,
+    cgroup: Option<BorrowedFd<'_>>,
+    marker: &str,
+) -> io::Result<u32> {
     let (pipe, marker) = (pipe.as_raw_fd(), marker.as_bytes());
+    let cgroup = cgroup.map_or(-1, |folder| folder.as_raw_fd());
     // SAFETY: the child calls nothing but `watch`, which makes raw system calls on its own stack and never returns, so no
     // lock, allocator or destructor of the driver is touched after the fork.
     unsafe {
         match libc::fork() {
             -1 => Err(io::Error::last_os_error()),
-            0 => watch(pipe, marker),
+            0 => watch(pipe, cgroup, marker),
             pid => Ok(pid as u32),
         }
     }
@@ -74,7 +84,7 @@ const GROUPS: usize = 16_384;
 /// The sentinel's whole life. Messages are process groups: positive to remember, negative to forget.
 ///
 /// SAFETY: call only in a fresh fork, with `pipe` open for reading; makes async-signal-safe calls only.
-unsafe fn watch(pipe: RawFd, marker: &[u8]) -> ! {
+unsafe fn watch(pipe: RawFd, cgroup: RawFd, marker: &[u8]) -> ! {
     let mut groups = [0 as libc::pid_t; GROUPS];
     let mut message = [0u8; 4096];
     // SAFETY: raw system calls; every pointer is to the live locals above, with their true lengths.
@@ -85,8 +95,12 @@ unsafe fn watch(pipe: RawFd, marker: &[u8]) -> ! {
         libc::sigfillset(&mut all);
         libc::sigprocmask(libc::SIG_BLOCK, &all, std::ptr::null_mut());
         // Holding any other descriptor would keep the driver's sockets, pipes and terminal open after its death.
-        libc::dup2(pipe, 0);
-        libc::syscall(libc::SYS_close_range, 1 as libc::c_uint, libc::c_uint::MAX, 0 as libc::c_uint);
+        let kept = [libc::fcntl(pipe, libc::F_DUPFD, 2), libc::fcntl(cgroup, libc::F_DUPFD, 2)];
+        libc::dup2(kept[0], 0);
+        // Where there is no control group this closes what was there.
+        libc::close(1);
+        libc::dup2(kept[1], 1);
+        libc::syscall(libc::SYS_close_range, 2 as libc::c_uint, libc::c_uint::MAX, 0 as libc::c_uint);
         loop {
             let n = libc::read(0, message.as_mut_ptr().cast(), message.len());
             if n < 0 && *libc::__errno_location() == libc::EINTR {
@@ -107,6 +121,12 @@ unsafe fn watch(pipe: RawFd, marker: &[u8]) -> ! {
                 break;
             }
         }
+        for _ in 0..1000 {
+            if dissolve(1) {
+                break;
+            }
+            libc::poll(std::ptr::null_mut(), 0, 5);
+        }
         libc::_exit(0)
     }
 }
@@ -118,36 +138,75 @@ fn remember(groups: &mut [libc::pid_t; GROUPS], group: libc::pid_t) {
     }
 }
 
-/// Kills every process whose environment holds the marker; whether there was one. Without allocation, for the sentinel.
+/// Calls with the name of every entry of a folder, null-terminated, without allocation.
 ///
-/// SAFETY: makes async-signal-safe calls only, on its own stack.
-unsafe fn sweep(marker: &[u8]) -> bool {
-    let mut found = false;
+/// SAFETY: makes async-signal-safe calls only, on its own stack, and so must `each`.
+unsafe fn for_entries(folder: RawFd, mut each: impl FnMut(&[u8])) {
+    const NAME: usize = 19;
     let mut entries = [0u8; 8192];
-    // SAFETY: raw system calls; pointers are to locals with their true lengths; the kernel's records are read within `n`.
+    // SAFETY: raw system calls on a local with its true length; the kernel's records are read within `n`.
     unsafe {
-        let proc = libc::open(c"/proc".as_ptr(), libc::O_RDONLY | libc::O_DIRECTORY);
+        libc::lseek(folder, 0, libc::SEEK_SET);
         loop {
-            let n = libc::syscall(libc::SYS_getdents64, proc, entries.as_mut_ptr(), entries.len());
+            let n = libc::syscall(libc::SYS_getdents64, folder, entries.as_mut_ptr(), entries.len());
             if n <= 0 {
-                break;
+                return;
             }
             let mut at = 0usize;
-            while at + 19 < n as usize {
+            while at + NAME < n as usize {
                 let length = u16::from_ne_bytes([entries[at + 16], entries[at + 17]]) as usize;
-                if length == 0 {
-                    break;
+                if length <= NAME {
+                    return;
                 }
-                let pid = number(&entries[at + 19..(at + length).min(n as usize)]);
-                if pid > 1 && pid != libc::getpid() && marked(proc, pid, marker) {
-                    found |= libc::kill(pid, libc::SIGKILL) == 0;
-                }
+                each(&entries[at + NAME..(at + length).min(n as usize)]);
                 at += length;
             }
         }
+    }
+}
+
+/// Kills every process whose environment holds the marker; whether there was one.
+///
+/// SAFETY: as `for_entries`.
+unsafe fn sweep(marker: &[u8]) -> bool {
+    let mut found = false;
+    // SAFETY: raw system calls; `/proc` stays open while its entries are looked at.
+    unsafe {
+        let proc = libc::open(c"/proc".as_ptr(), libc::O_RDONLY | libc::O_DIRECTORY);
+        for_entries(proc, |name| {
+            let pid = number(name);
+            if pid > 1 && pid != libc::getpid() && marked(proc, pid, marker) {
+                found |= libc::kill(pid, libc::SIGKILL) == 0;
+            }
+        });
         libc::close(proc);
     }
     found
+}
+
+/// Kills what is in a control group and removes it with those inside; whether it is gone.
+///
+/// SAFETY: as `for_entries`.
+unsafe fn dissolve(folder: RawFd) -> bool {
+    let mut path = [0u8; 4096];
+    // SAFETY: raw system calls; names from the kernel end in a zero byte, and so does `path`, one byte longer than is read.
+    unsafe {
+        let kill = libc::openat(folder, c"cgroup.kill".as_ptr(), libc::O_WRONLY);
+        if kill < 0 {
+            // No control group, or none any more.
+            return true;
+        }
+        libc::write(kill, c"1".as_ptr().cast(), 1);
+        libc::close(kill);
+        for_entries(folder, |name| {
+            if name.first() == Some(&b'w') {
+                libc::unlinkat(folder, name.as_ptr().cast(), libc::AT_REMOVEDIR);
+            }
+        });
+        let length = path.len() - 1;
+        let link = c"/proc/self/fd/1".as_ptr();
+        libc::readlink(link, path.as_mut_ptr().cast(), length) > 0 && libc::rmdir(path.as_ptr().cast()) == 0
+    }
 }
 
 /// The number a null-terminated name stands for; 0 where it is none.
