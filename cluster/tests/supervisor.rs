@@ -145,7 +145,19 @@ proptest! {
             if let Some((slot, attempt, who)) = hello {
                 watched.hello(slot, attempt, who);
             }
-            watched.handle(input);
+            // What time alone brings about comes first, so that the rest is the input's doing.
+            watched.handle(Input::Tick);
+            let present = watched.fold.generation;
+            let stale = match &input {
+                Input::Ready { generation, .. }
+                | Input::Finished { generation, .. }
+                | Input::Failed { generation, .. } => *generation != present,
+                Input::Ended { attempt, .. } => *attempt != watched.fold.attempt,
+                _ => false,
+            };
+            let output = watched.handle(input);
+            let harmless = output.events.iter().all(|event| matches!(event, Event::Cleared { .. }));
+            prop_assert!(!stale || harmless && output.actions.is_empty(), "GM-5: {output:?}");
         }
         watched.starve();
     }
