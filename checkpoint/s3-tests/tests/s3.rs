@@ -91,6 +91,8 @@ impl Server {
             max_backoff: Duration::from_millis(5),
             ..BackoffConfig::default()
         };
+        // Clients made by hand choose their own cryptography; `ObjectStore::from_url` does it for its own.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let s3 = AmazonS3Builder::new()
             .with_endpoint(&self.endpoint)
             .with_bucket_name("bucket")
