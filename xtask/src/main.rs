@@ -68,7 +68,7 @@ fn run(args: Args) -> Result<()> {
 /// What a newcomer sees first: the example, trained for real.
 fn demo() -> Result<()> {
     libtorch::setup(false)?;
-    sh(cargo().args(["run", "--release", "--quiet", "--package", "mnist_resnet"]))
+    sh(cargo().args(["run", "--release", "--package", "mnist_resnet"]))
 }
 
 /// The crates that need libtorch to build.

@@ -49,8 +49,11 @@ pub(crate) struct Environment {
 }
 
 impl Environment {
-    /// The environment's Python, installed on first use.
+    /// The environment's Python, installed on first use; `REGATTA_PYTHON` names another in its place.
     pub(crate) fn python(&self) -> Result<PathBuf> {
+        if let Some(own) = std::env::var_os("REGATTA_PYTHON") {
+            return Ok(own.into());
+        }
         let bin = |dir: &Path| dir.join("bin/python");
         let done = |dir: &Path| match dir.join("complete").exists() && bin(dir).exists() {
             true => Ok(()),

@@ -1,6 +1,6 @@
 //! The real TensorBoard reads our event files: scalars, hyperparameters, and no zigzag after a resume.
 //!
-//! It is taken from the Python in REGATTA_PEER_PYTHON, or python3; where that has none the test says so and is skipped.
+//! It is taken from the Python in REGATTA_PYTHON, or python3; where that has none the test says so and is skipped.
 
 use std::path::Path;
 use std::process::Command;
@@ -48,12 +48,10 @@ print(json.dumps(out))
 
 /// What TensorBoard makes of a folder, or `None` where there is no TensorBoard.
 fn tensorboard(folder: &Path) -> Option<serde_json::Value> {
-    let python = std::env::var("REGATTA_PEER_PYTHON").unwrap_or_else(|_| "python3".into());
+    let python = std::env::var("REGATTA_PYTHON").unwrap_or_else(|_| "python3".into());
     let has = Command::new(&python).args(["-c", "import tensorboard"]).output();
     if !has.is_ok_and(|o| o.status.success()) {
-        eprintln!(
-            "skipped: {python} has no tensorboard (pip install tensorboard, or set REGATTA_PEER_PYTHON)"
-        );
+        eprintln!("skipped: {python} has no tensorboard (pip install tensorboard, or set REGATTA_PYTHON)");
         return None;
     }
     let read = Command::new(&python).args(["-c", READ]).arg(folder).output().unwrap();

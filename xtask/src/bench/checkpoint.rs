@@ -27,10 +27,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Folder(std::env::temp_dir().join(format!("regatta-bench-checkpoint-{}", std::process::id())));
     std::fs::create_dir_all(&folder.0).context("cannot create a folder for the benchmark's files")?;
     let mut ours = Contestant::start("ours", build("regatta-checkpoint", "checkpoint")?.arg(&folder.0))?;
-    let python =
-        std::env::var_os("REGATTA_PYTHON").map_or_else(|| python::TORCH.python(), |own| Ok(own.into()))?;
     let script = root().join("benches/peers/checkpoint.py");
-    let mut torch = Contestant::start("PyTorch", Command::new(python).arg(script).arg(&folder.0))?;
+    let mut torch =
+        Contestant::start("PyTorch", Command::new(python::TORCH.python()?).arg(script).arg(&folder.0))?;
     for (pieces, suffix) in [("62", ""), ("10k", "_10k")] {
         let wanted = |case: &str| format!("{case}_1GB{suffix}").contains(&args.case);
         if wanted("blocked") {
