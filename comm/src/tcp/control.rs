@@ -2,6 +2,7 @@
 //!
 //! Causes travel on connections of their own, so that one gets through in the middle of a frame, from any thread.
 
+use super::frame::checksum;
 use crate::{Error, Signature};
 use std::time::Duration;
 
@@ -76,7 +77,7 @@ impl Note {
         }
         bytes[48..52].copy_from_slice(&(length as u32).to_le_bytes());
         bytes[TEXT_AT..TEXT_AT + length].copy_from_slice(&text.as_bytes()[..length]);
-        let sum = crc32c::crc32c(&bytes[..BYTES - 4]);
+        let sum = checksum(&bytes[..BYTES - 4]);
         bytes[BYTES - 4..].copy_from_slice(&sum.to_le_bytes());
         bytes
     }
@@ -84,7 +85,7 @@ impl Note {
     /// Reads what travelled, which may be anything.
     pub(super) fn decode(bytes: &[u8; BYTES], generation: u64, world: usize) -> Result<Note, &'static str> {
         let long = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
-        if bytes[0..4] != MAGIC || crc32c::crc32c(&bytes[..BYTES - 4]).to_le_bytes() != bytes[BYTES - 4..] {
+        if bytes[0..4] != MAGIC || checksum(&bytes[..BYTES - 4]).to_le_bytes() != bytes[BYTES - 4..] {
             return Err("a note's checksum is wrong");
         }
         if long(8) != generation {

@@ -33,7 +33,7 @@ enum Incoming {
     /// A header that waits for its call to begin.
     Held(Header),
     /// In the middle of a payload.
-    Payload { header: Header, target: Region, got: usize, sum: u32 },
+    Payload { header: Header, target: Region, got: usize },
 }
 
 #[derive(Debug)]
@@ -155,12 +155,11 @@ impl Link {
                     let here = target.len().min(self.end - self.start);
                     let bytes = &self.ahead[self.start..self.start + here];
                     target.part(0, here).write(bytes);
-                    let sum = crc32c::crc32c(bytes);
                     self.start += here;
-                    self.incoming = Incoming::Payload { header, target, got: here, sum };
+                    self.incoming = Incoming::Payload { header, target, got: here };
                 }
-                Incoming::Payload { header, target, got, sum } if *got == target.len() => {
-                    let (header, whole) = (*header, *sum == header.checksum);
+                Incoming::Payload { header, target, got } if *got == target.len() => {
+                    let (header, whole) = (*header, checksum(*target) == header.checksum);
                     self.incoming = Incoming::Header;
                     return Some(if whole {
                         Event::Frame(header)
@@ -168,9 +167,9 @@ impl Link {
                         Event::Corrupt(format!("the checksum of piece {} is wrong", header.piece))
                     });
                 }
-                Incoming::Payload { target, got, sum, .. } => {
+                Incoming::Payload { target, got, .. } => {
                     let rest = target.part(*got, target.len() - *got);
-                    match read_into(&self.socket, rest, sum) {
+                    match read_into(&self.socket, rest) {
                         Ok(0) => return Some(Event::Closed("the connection was closed".into())),
                         Ok(n) => *got += n,
                         Err(e) => match interruption(e) {

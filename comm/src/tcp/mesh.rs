@@ -22,6 +22,9 @@ const AGAIN: Duration = Duration::from_millis(20);
 /// Names the address that others reach this rank at, where the route to `MASTER_ADDR` is the wrong one.
 const ADDRESS_VARIABLE: &str = "REGATTA_HOST_ADDR";
 
+/// The buffers of a connection between ranks of one host, in bytes: several pieces fit, so that both ends work at the same time.
+const AT_HOME: usize = 2 << 20;
+
 /// Connections beside the lanes.
 const CONTROL: u32 = 0;
 const DIRECT: u32 = 1;
@@ -331,7 +334,19 @@ fn settle(stream: &TcpStream) -> std::io::Result<()> {
     sockopt::set_tcp_keepidle(stream, Duration::from_secs(1))?;
     sockopt::set_tcp_keepintvl(stream, Duration::from_secs(1))?;
     sockopt::set_tcp_keepcnt(stream, 3)?;
+    if stream.peer_addr()?.ip() == stream.local_addr()?.ip() {
+        settle_at_home(stream);
+    }
     Ok(())
+}
+
+/// Between ranks of one host a connection is a copy from memory to memory. What is there for a network's sake, pacing by timers
+/// and windows that open slowly, only makes them sleep. Without these settings it works too, so none has to succeed.
+fn settle_at_home(stream: &TcpStream) {
+    // Reno never paces and is there on every kernel, for every user.
+    let _ = sockopt::set_tcp_congestion(stream, "reno");
+    let _ = sockopt::set_socket_send_buffer_size(stream, AT_HOME);
+    let _ = sockopt::set_socket_recv_buffer_size(stream, AT_HOME);
 }
 
 fn set_timeouts(stream: &TcpStream, within: Option<Duration>) -> Result<()> {
