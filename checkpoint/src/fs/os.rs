@@ -56,14 +56,45 @@ fn ignore(result: io::Result<()>, kind: io::ErrorKind) -> io::Result<()> {
     }
 }
 
+/// Files from this size on are written past the page cache: a shard would only push out what training keeps there, and
+/// copying it once more costs about as much as hashing it.
+const DIRECT_FROM: u64 = 4 << 20;
+/// What the addresses, offsets and lengths of such writes are multiples of.
+const BLOCK: usize = 4096;
+
 struct OsFile {
     file: std::fs::File,
+    direct: bool,
     written: u64,
     reserved: u64,
 }
 
+impl OsFile {
+    /// Turns writing past the page cache on, where the file system knows it, or off.
+    fn set_direct(&mut self, on: bool) -> io::Result<()> {
+        use rustix::fs::OFlags;
+        let flags = rustix::fs::fcntl_getfl(&self.file)?;
+        let flags = if on { flags | OFlags::DIRECT } else { flags - OFlags::DIRECT };
+        self.direct = rustix::fs::fcntl_setfl(&self.file, flags).is_ok() && on;
+        Ok(())
+    }
+}
+
 impl File for OsFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.direct {
+            let whole = bytes.len() - bytes.len() % BLOCK;
+            let aligned =
+                bytes.as_ptr().addr().is_multiple_of(BLOCK) && self.written.is_multiple_of(BLOCK as u64);
+            if aligned && whole > 0 {
+                match self.file.write(&bytes[..whole]) {
+                    // It was allowed, but not for this device.
+                    Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
+                    other => return other.inspect(|&count| self.written += count as u64),
+                }
+            }
+            self.set_direct(false)?;
+        }
         let count = self.file.write(bytes)?;
         self.written += count as u64;
         Ok(count)
@@ -93,7 +124,11 @@ impl Fs for OsFs {
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(Box::new(OsFile { file, written: 0, reserved }))
+        let mut file = OsFile { file, direct: false, written: 0, reserved };
+        if size >= DIRECT_FROM {
+            file.set_direct(true)?;
+        }
+        Ok(Box::new(file))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {

@@ -77,6 +77,8 @@ fn save_and_load(
             torch.number(&format!("save_{pieces}"))?,
             torch.number(&format!("dcp_{pieces}"))?,
         ];
+        // Ours are written past the page cache, torch's through it: both are read from it.
+        ours.number(&format!("view_{pieces}"))?;
         let load = [
             ours.number(&format!("view_{pieces}"))?,
             ours.number(&format!("load_{pieces}"))?,
