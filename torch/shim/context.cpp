@@ -76,6 +76,10 @@ char* rg_deterministic(bool on) {
 
 bool rg_is_deterministic() { return at::globalContext().deterministicAlgorithms(); }
 
+char* rg_flush_denormals(bool on, bool* done) {
+  return rg::guarded([&] { *done = at::globalContext().setFlushDenormal(on); });
+}
+
 char* rg_allow_tf32(bool on) {
   return rg::guarded([&] {
     at::globalContext().setAllowTF32CuBLAS(on);

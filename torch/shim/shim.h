@@ -83,6 +83,7 @@ char* rg_rng_set(int device, const at::Tensor* state);
 char* rg_seed(uint64_t seed);
 char* rg_deterministic(bool on);
 bool rg_is_deterministic();
+char* rg_flush_denormals(bool on, bool* done);
 char* rg_allow_tf32(bool on);
 char* rg_channels_last(const at::Tensor* tensor, at::Tensor** out);
 char* rg_is_channels_last(const at::Tensor* tensor, bool* out);

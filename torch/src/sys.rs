@@ -124,6 +124,7 @@ unsafe extern "C" {
     pub(crate) fn rg_seed(seed: u64) -> Message;
     pub(crate) fn rg_deterministic(on: bool) -> Message;
     pub(crate) fn rg_is_deterministic() -> bool;
+    pub(crate) fn rg_flush_denormals(on: bool, done: *mut bool) -> Message;
     pub(crate) fn rg_allow_tf32(on: bool) -> Message;
     pub(crate) fn rg_channels_last(tensor: *const C_tensor, out: *mut *mut C_tensor) -> Message;
     pub(crate) fn rg_is_channels_last(tensor: *const C_tensor, out: *mut bool) -> Message;

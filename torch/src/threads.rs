@@ -1,8 +1,9 @@
-//! How many threads libtorch computes with.
+//! The threads that libtorch computes with: how many, and how they treat the smallest numbers.
 //!
 //! Several processes on one host share its cores: each takes its part, before its first operation.
 
 use crate::error::{Error, Result};
+use crate::result::context;
 
 /// Threads within an operation on the CPU.
 pub fn set(threads: usize) -> Result<()> {
@@ -18,4 +19,19 @@ pub fn set(threads: usize) -> Result<()> {
 /// Threads within an operation on the CPU.
 pub fn get() -> usize {
     usize::try_from(tch::get_num_threads()).unwrap_or(1)
+}
+
+/// Makes this thread, and the threads that it starts from now on, take numbers below 1e-38 for zero.
+///
+/// Processors compute with such numbers up to a hundred times slower, and a training run meets many: the moments of
+/// an optimiser fade to them wherever gradients stay zero. PyTorch leaves this off. Call it at the start of `main`,
+/// so that libtorch's worker threads inherit it.
+pub fn flush_denormals(on: bool) -> Result<()> {
+    match context::flush_denormals(on)? {
+        true => Ok(()),
+        false => Err(Error::NotAvailable {
+            what: "flushing denormal numbers",
+            why: "this processor has no such mode".into(),
+        }),
+    }
 }

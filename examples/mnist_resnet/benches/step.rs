@@ -16,6 +16,8 @@ fn main() -> Result<()> {
     if let Some(threads) = std::env::var("OMP_NUM_THREADS").ok().and_then(|n| n.parse().ok()) {
         regatta_torch::threads::set(threads)?;
     }
+    // As the example does; PyTorch can too, but does not unless told.
+    regatta_torch::threads::flush_denormals(true)?;
     let mnist = Mnist::shipped()?;
     let mut f32 = ResNetStep::new(&mnist.train, false)?;
     let mut bf16 = ResNetStep::new(&mnist.train, true)?;

@@ -51,6 +51,7 @@ fn main() -> ExitCode {
 fn train(args: &Args) -> Result<()> {
     ensure!(args.epochs > 0 && args.batch_size > 0, "--epochs and --batch-size must be at least 1");
     let device = if cuda::load().is_ok() { Device::cuda_if_available() } else { Device::Cpu };
+    threads::flush_denormals(true)?;
     rng::seed_everything(args.seed)?;
     if args.threads > 0 {
         threads::set(args.threads)?;

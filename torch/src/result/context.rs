@@ -48,6 +48,13 @@ pub(crate) fn is_deterministic() -> bool {
     unsafe { sys::rg_is_deterministic() }
 }
 
+pub(crate) fn flush_denormals(on: bool) -> Result<bool> {
+    let mut done = false;
+    // SAFETY: the answer is written to a local.
+    check("setting the treatment of denormal numbers", unsafe { sys::rg_flush_denormals(on, &mut done) })?;
+    Ok(done)
+}
+
 pub(crate) fn allow_tf32(on: bool) -> Result<()> {
     // SAFETY: takes a flag.
     check("setting TF32", unsafe { sys::rg_allow_tf32(on) })

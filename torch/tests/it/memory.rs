@@ -122,3 +122,16 @@ fn the_number_of_threads_is_set_and_read() {
     assert_eq!(threads::get(), 1);
     assert!(matches!(threads::set(0), Err(Error::Argument { .. })));
 }
+
+#[test]
+fn denormal_numbers_become_zero_when_asked() {
+    let _turn = alone();
+    let product =
+        || (Tensor::from_slice(&[1e-30f32; 64]) * Tensor::from_slice(&[1e-10f32; 64])).double_value(&[63]);
+    assert!(product() > 0.0);
+    regatta_torch::threads::flush_denormals(true).unwrap();
+    let flushed = product();
+    regatta_torch::threads::flush_denormals(false).unwrap();
+    assert_eq!(flushed, 0.0);
+    assert!(product() > 0.0);
+}
