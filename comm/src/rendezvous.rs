@@ -3,6 +3,7 @@
 use crate::backend::Backend;
 use crate::group::{DEFAULT_DEADLINE, ProcessGroup};
 use crate::store::{ScopedStore, Store, Token};
+use crate::tcp::Wire;
 use crate::thread::Hub;
 use crate::{Error, Result};
 use std::str::FromStr;
@@ -13,7 +14,7 @@ use std::time::Duration;
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub enum Transport {
-    /// The best that all ranks can use: `shm` if they share a host, else as [`Transport::Hier`].
+    /// The best that all ranks can use: `shm` if they share a host and its memory, else as [`Transport::Hier`].
     #[default]
     Auto,
     /// Ranks are threads of one process and meet in the hub.
@@ -61,6 +62,8 @@ pub struct Rendezvous {
     pub token: Token,
     /// How the ranks are connected.
     pub transport: Transport,
+    /// What all-reduces of f32 travel as where all goes over TCP.
+    pub wire: Wire,
     /// How long joining may take; also the deadline of the group's calls unless they say otherwise.
     pub within: Duration,
     /// Told of every phase that a call goes through, for fault injection; see [`Phase`](crate::Phase).
@@ -78,6 +81,7 @@ impl Rendezvous {
             name: "world".into(),
             token: Token::insecure("regatta"),
             transport: Transport::Auto,
+            wire: Wire::Exact,
             within: DEFAULT_DEADLINE,
             probe: None,
         }
@@ -94,6 +98,13 @@ impl Rendezvous {
     #[must_use]
     pub fn transport(mut self, transport: Transport) -> Self {
         self.transport = transport;
+        self
+    }
+
+    /// With f32 all-reduces travelling like this over TCP.
+    #[must_use]
+    pub fn wire(mut self, wire: Wire) -> Self {
+        self.wire = wire;
         self
     }
 

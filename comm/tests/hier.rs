@@ -1,7 +1,7 @@
 //! The back end of several hosts with several ranks each, on one machine: the ranks say which host they are on.
 
 use regatta_comm::conformance::{self, join_all, on_all};
-use regatta_comm::store::MemoryStore;
+use regatta_comm::store::{MemoryStore, Store};
 use regatta_comm::{Error, ProcessGroup, ReduceOp, Rendezvous, Transport, thread};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -114,4 +114,63 @@ fn a_large_call_that_others_do_not_make_is_a_mismatch_or_names_the_missing() {
     for end in ends {
         assert!(matches!(end, Err(Error::Deadline { .. } | Error::Aborted { .. })), "{end:?}");
     }
+}
+
+/// A store in which ranks but the first of a host are sent to a socket that is not there, so that no descriptor is passed.
+#[derive(Debug, Default)]
+struct NoPassing(MemoryStore);
+
+impl Store for NoPassing {
+    fn get(&self, key: &str, within: Duration) -> regatta_comm::Result<Option<Vec<u8>>> {
+        self.0.get(key, within)
+    }
+    fn set(&self, key: &str, value: &[u8], within: Duration) -> regatta_comm::Result<()> {
+        if !key.contains("host0") || !key.ends_with("/shm") {
+            return self.0.set(key, value, within);
+        }
+        let host = String::from_utf8(value.to_vec()).unwrap();
+        let (boot, _) = host.split_once('\n').unwrap();
+        self.0.set(key, format!("{boot}\nregatta-nobody-listens").as_bytes(), within)
+    }
+    fn lease(&self, key: &str, value: &[u8], ttl: Duration, within: Duration) -> regatta_comm::Result<()> {
+        self.0.lease(key, value, ttl, within)
+    }
+    fn wait(&self, key: &str, within: Duration) -> regatta_comm::Result<Vec<u8>> {
+        self.0.wait(key, within)
+    }
+    fn add(&self, key: &str, delta: i64, within: Duration) -> regatta_comm::Result<i64> {
+        self.0.add(key, delta, within)
+    }
+    fn compare_set(
+        &self,
+        key: &str,
+        expected: Option<&[u8]>,
+        new: &[u8],
+        within: Duration,
+    ) -> regatta_comm::Result<Vec<u8>> {
+        self.0.compare_set(key, expected, new, within)
+    }
+    fn delete(&self, key: &str, within: Duration) -> regatta_comm::Result<bool> {
+        self.0.delete(key, within)
+    }
+}
+
+#[test]
+fn where_one_host_cannot_share_memory_all_ranks_of_all_hosts_go_over_tcp() {
+    let store = Arc::new(NoPassing::default());
+    let groups = join_all(4, |rank| {
+        let transport = Transport::Hier(Some(format!("host {}", rank / 2)));
+        let who = Rendezvous::new(store.clone(), rank, 4).transport(transport);
+        who.within(Duration::from_secs(10)).join()
+    });
+    assert!(groups.iter().all(|group| group.backend_name() == "tcp"));
+    std::thread::scope(|scope| {
+        for group in groups {
+            scope.spawn(move || {
+                let mut sum = [group.rank() as i64; 3];
+                group.all_reduce(&mut sum, ReduceOp::Sum).unwrap();
+                assert_eq!(sum, [6; 3]);
+            });
+        }
+    });
 }

@@ -6,6 +6,9 @@
 //! TCP; *local*, the ranks of this host over shared memory; *column*, the ranks with this place on each host, over TCP. Otherwise
 //! wide alone does everything, and if there is one host, local does.
 //!
+//! If the ranks of a host turn out not to be able to share memory, whatever the reason, all ranks learn it through the store, and
+//! wide alone does everything too.
+//!
 //! A large reduction crosses the network once for a host, not once for a rank: each local rank takes a part of the values of all
 //! ranks of the host; the parts travel along the column, each host adding its own in rank order, and the finished part comes
 //! back to all. So the sum has the same bits as over any other back end. Small ones, and collectives that cannot save
@@ -30,6 +33,8 @@ const SMALL: usize = 64 << 10;
 const SPIN: Duration = Duration::from_micros(50);
 /// The longest pause.
 const NAP: Duration = Duration::from_millis(1);
+/// How long the ranks of a host, which are all there, may take to share memory before they do without.
+const SHARE: Duration = Duration::from_secs(10);
 /// How long the cause may lag behind a failure that was seen in a part of the group.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -51,14 +56,16 @@ struct Position {
 pub(crate) fn connect(who: &Rendezvous, host: Option<&str>) -> Result<Arc<dyn Backend>> {
     let started = Instant::now();
     let hosts = meet(who, host, started)?;
-    if hosts.iter().all(|h| *h == hosts[0]) {
-        return crate::shm::connect(who);
-    }
     let left = || Duration::saturating_sub(who.within, started.elapsed());
-    let wide = tcp::open(&Rendezvous { within: left(), ..who.clone() })?;
+    if hosts.iter().all(|h| *h == hosts[0]) {
+        return match share(who, who, started)? {
+            Some(shared) => Ok(shared),
+            None => tcp::connect(&Rendezvous { within: left(), ..who.clone() }),
+        };
+    }
     let Some(at) = position(&hosts, who.rank) else {
         tracing::debug!("hosts with unequal numbers of ranks, or ranks not in a row: all of it over TCP");
-        return Ok(Arc::new(wide));
+        return tcp::connect(&Rendezvous { within: left(), ..who.clone() });
     };
     let part = |rank: usize, world_size: usize, name: String| Rendezvous {
         rank,
@@ -68,15 +75,33 @@ pub(crate) fn connect(who: &Rendezvous, host: Option<&str>) -> Result<Arc<dyn Ba
         probe: None,
         ..who.clone()
     };
-    let local = part(at.index, at.each, format!("{}/host{}", who.name, at.host));
+    let host = part(at.index, at.each, format!("{}/host{}", who.name, at.host));
+    let Some(local) = share(who, &host, started)? else {
+        return tcp::connect(&Rendezvous { within: left(), ..who.clone() });
+    };
+    // Where memory is shared too, nothing is rounded.
+    let wide = tcp::open(&Rendezvous { within: left(), wire: tcp::Wire::Exact, ..who.clone() })?;
     let column = part(at.host, at.hosts, format!("{}/column{}", who.name, at.index));
-    Ok(Arc::new(Hier {
-        wide,
-        local: crate::shm::connect(&local)?,
-        column: tcp::connect(&column)?,
-        at,
-        core: Mutex::default(),
-    }))
+    Ok(Arc::new(Hier { wide, local, column: tcp::connect(&column)?, at, core: Mutex::default() }))
+}
+
+/// Joins the ranks of this host, `host`, in shared memory; `None` if that failed anywhere among all ranks, which then all know.
+fn share(who: &Rendezvous, host: &Rendezvous, started: Instant) -> Result<Option<Arc<dyn Backend>>> {
+    let left = || Duration::saturating_sub(who.within, started.elapsed());
+    let made = crate::shm::connect(&Rendezvous { within: SHARE.min(left() / 2), ..host.clone() });
+    let verdict = made.as_ref().err().map(ToString::to_string).unwrap_or_default();
+    let store = who.scope();
+    store.set(&format!("hier/shared/{}", who.rank), verdict.as_bytes(), left())?;
+    let mut all = true;
+    for rank in 0..who.world_size {
+        let why = store.wait(&format!("hier/shared/{rank}"), left())?;
+        if !why.is_empty() {
+            let why = String::from_utf8_lossy(&why);
+            tracing::warn!(rank, %why, "memory cannot be shared on a host: all of it over TCP");
+            all = false;
+        }
+    }
+    Ok(made.ok().filter(|_| all))
 }
 
 /// Tells the others this rank's host, and learns theirs.

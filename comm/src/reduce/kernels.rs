@@ -2,6 +2,7 @@
 
 use super::numbers::{Number, Value};
 use crate::{ReduceOp, Region};
+use half::bf16;
 
 /// Elements combined at a time where the accumulator is a scratch in the first-level cache.
 const BLOCK: usize = 512;
@@ -138,6 +139,34 @@ fn pair<V: Value, R: Rule, const MEAN: bool>(
         at += STRIP;
     }
     whole
+}
+
+/// Rounds f32 values to bf16: to nearest, ties to even. The caller has checked alignment.
+pub(crate) fn narrow(from: Region, to: Region) {
+    assert_eq!(from.len(), 2 * to.len(), "every value keeps its place");
+    let count = to.len() / 2;
+    // SAFETY: inside the regions, which do not overlap; the calls they belong to let nobody else touch them now.
+    let (from, to) = unsafe {
+        (
+            std::slice::from_raw_parts(from.ptr().cast::<f32>(), count),
+            std::slice::from_raw_parts_mut(to.ptr().cast::<bf16>(), count),
+        )
+    };
+    bf16::narrow(from, to);
+}
+
+/// The f32 values of bf16 ones. The caller has checked alignment.
+pub(crate) fn widen(from: Region, to: Region) {
+    assert_eq!(2 * from.len(), to.len(), "every value keeps its place");
+    let count = from.len() / 2;
+    // SAFETY: as for `narrow`.
+    let (from, to) = unsafe {
+        (
+            std::slice::from_raw_parts(from.ptr().cast::<bf16>(), count),
+            std::slice::from_raw_parts_mut(to.ptr().cast::<f32>(), count),
+        )
+    };
+    bf16::widen(from, to);
 }
 
 /// Any number of sources and targets, through a scratch.

@@ -7,6 +7,7 @@ mod kernels;
 mod numbers;
 
 use crate::{DType, ReduceOp, Region};
+pub(crate) use kernels::{narrow, widen};
 
 /// Combines `sources` in order, element by element, and writes the result to each of `targets`. All regions have one length; a
 /// target may be one of the sources. `ReduceOp::Mean` divides by the number of sources.

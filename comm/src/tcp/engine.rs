@@ -10,6 +10,7 @@ use super::frame::Header;
 use super::link::{Event, Link};
 use super::memory::Pages;
 use super::plan::Plan;
+use super::wire::{Wire, narrowed};
 use crate::{Call, Kind, Phase, Probe, Region, Signature};
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read};
@@ -72,11 +73,14 @@ pub(super) struct Engine {
     /// Why the group is over, to be told when so many collectives are finished, or at some time.
     ending: Option<(Cause, u64, Instant)>,
     scratch: Pages,
+    wire: Wire,
+    /// The values of the collective under way, as they travel, where that is not as they are.
+    narrow: Pages,
     probe: Option<Probe>,
 }
 
 impl Engine {
-    pub(super) fn new(place: Place, sockets: &[Option<Sockets>], probe: Option<Probe>) -> Engine {
+    pub(super) fn new(place: Place, wire: Wire, sockets: &[Option<Sockets>], probe: Option<Probe>) -> Engine {
         let peer = |s: &Sockets| Peer {
             control: Control {
                 socket: s.control.clone(),
@@ -99,6 +103,8 @@ impl Engine {
             finished: Arc::default(),
             ending: None,
             scratch: Pages::new(0),
+            wire,
+            narrow: Pages::new(0),
             probe,
         }
     }
@@ -196,10 +202,14 @@ impl Engine {
         if self.active.is_some() {
             return false;
         }
-        let Some(task) = self.waiting.pop_front() else { return false };
-        let need = if task.moves { Plan::scratch(&task.call, self.place.world) } else { 0 };
-        if self.scratch.region().len() < need {
-            self.scratch = Pages::new(need.next_power_of_two());
+        let Some(mut task) = self.waiting.pop_front() else { return false };
+        if let Some(call) = &mut task.moves {
+            let room = self.wire.room(call);
+            if room > 0 {
+                make_room(&mut self.narrow, room);
+                *call = narrowed(call, self.narrow.region().part(0, room));
+            }
+            make_room(&mut self.scratch, Plan::scratch(call, self.place.world));
         }
         let scratch = self.scratch.region();
         let mut exchange = Exchange::new(task, self.finished(), self.place, scratch, self.probe.clone());
@@ -297,6 +307,9 @@ impl Engine {
         if !exchange.is_complete() {
             return false;
         }
+        if let Some(moved) = exchange.moves.filter(|moved| moved.dtype != exchange.call.dtype) {
+            crate::reduce::widen(moved.output, exchange.call.output);
+        }
         self.active = None;
         self.finished.fetch_add(1, Ordering::Relaxed);
         self.tell(Phase::Finished);
@@ -362,6 +375,13 @@ impl Engine {
         if let Some(probe) = &self.probe {
             probe.tell(phase);
         }
+    }
+}
+
+/// Makes memory of this back end's own large enough; what it held is lost.
+fn make_room(pages: &mut Pages, bytes: usize) {
+    if pages.region().len() < bytes {
+        *pages = Pages::new(bytes.next_power_of_two());
     }
 }
 

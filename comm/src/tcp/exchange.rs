@@ -38,13 +38,15 @@ pub(super) struct Place {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Task {
     pub(super) call: Call,
-    /// Whether its data moves here; else all ranks only see that all made the same call.
-    pub(super) moves: bool,
+    /// What moves here for it; if nothing does, all ranks only see that all made the same call.
+    pub(super) moves: Option<Call>,
 }
 
 #[derive(Debug)]
 pub(super) struct Exchange {
     pub(super) call: Call,
+    /// What moves for it: itself, or its values narrowed.
+    pub(super) moves: Option<Call>,
     pub(super) number: u64,
     place: Place,
     plan: Plan,
@@ -69,8 +71,8 @@ impl Exchange {
         probe: Option<Probe>,
     ) -> Exchange {
         let plan = match moves {
-            true => Plan::new(&call, place.rank, place.world, scratch),
-            false => Plan::nothing(place.world),
+            Some(call) => Plan::new(&call, place.rank, place.world, scratch),
+            None => Plan::nothing(place.world),
         };
         let mut arrived = Vec::with_capacity(place.world);
         let mut expected = vec![vec![0; place.lanes]; place.world];
@@ -94,7 +96,7 @@ impl Exchange {
         }
         let to_come = expected.iter().flatten().sum::<u32>() as usize;
         let to_make = sources.len();
-        Exchange { call, number, place, plan, arrived, expected, to_come, sources, to_make, probe }
+        Exchange { call, moves, number, place, plan, arrived, expected, to_come, sources, to_make, probe }
     }
 
     /// Copies what this rank sends to itself, and gives the frames that need nothing from others.
@@ -207,13 +209,13 @@ impl Exchange {
         }
         self.tell(Phase::Claimed);
         self.to_make -= 1;
-        if let Some(work) = self.plan.combine {
+        if let (Some(work), Some(call)) = (self.plan.combine, self.moves) {
             let mut from = Vec::with_capacity(self.place.world);
             for rank in 0..self.place.world {
                 let stream = if rank == self.place.rank { work.own } else { self.plan.scatter_in[rank] };
                 from.push(piece(stream, index));
             }
-            combine(self.call.dtype, self.call.op, &from, &[piece(work.target, index)]);
+            combine(call.dtype, call.op, &from, &[piece(work.target, index)]);
         }
         self.tell(Phase::Worked);
         let mut frames = Vec::new();

@@ -32,7 +32,7 @@ const FIRST_LANE: u32 = 2;
 
 /// What a rank says about itself after the token challenge.
 #[derive(Debug, PartialEq, Eq, Clone, Copy)]
-struct Greeting {
+pub(super) struct Greeting {
     group: [u8; 16],
     generation: u64,
     world: u32,
@@ -41,16 +41,17 @@ struct Greeting {
 }
 
 impl Greeting {
-    const BYTES: usize = 36;
+    pub(super) const BYTES: usize = 36;
 
     fn of(who: &Rendezvous, connection: u32) -> Greeting {
-        let hash = blake3::hash(who.name.as_bytes());
+        // Who would put other bytes on the wire is not of this group.
+        let hash = blake3::hash(format!("{} {:?}", who.name, who.wire).as_bytes());
         let group = hash.as_bytes()[..16].try_into().expect("16 of 32 bytes");
         let (world, rank) = (who.world_size as u32, who.rank as u32);
         Greeting { group, generation: who.generation, world, rank, connection }
     }
 
-    fn encode(&self) -> Vec<u8> {
+    pub(super) fn encode(&self) -> Vec<u8> {
         let mut bytes = self.group.to_vec();
         bytes.extend(self.generation.to_le_bytes());
         for number in [self.world, self.rank, self.connection] {
@@ -59,7 +60,7 @@ impl Greeting {
         bytes
     }
 
-    fn decode(bytes: &[u8]) -> Option<Greeting> {
+    pub(super) fn decode(bytes: &[u8]) -> Option<Greeting> {
         let bytes: &[u8; Greeting::BYTES] = bytes.try_into().ok()?;
         let number = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
         Some(Greeting {
