@@ -64,15 +64,10 @@ impl Environment {
             let quiet = || Stdio::from(std::io::stderr());
             sh(Command::new(interpreter()?).args(["-m", "venv"]).arg(dir).stdout(quiet()))?;
             let mut pip = Command::new(bin(dir));
-            pip.args([
-                "-m",
-                "pip",
-                "install",
-                "--no-deps",
-                "--only-binary=:all:",
-                "--disable-pip-version-check",
-            ]);
+            pip.args(["-m", "pip", "install", "--only-binary=:all:", "--no-cache-dir"]).env("TMPDIR", dir);
+            pip.arg("--disable-pip-version-check");
             sh(pip.args(self.requirements).stdout(quiet()))?;
+            sh(Command::new(bin(dir)).args(["-c", "import torch, safetensors"]))?;
             std::fs::write(dir.join("complete"), "")?;
             Ok(())
         })?;

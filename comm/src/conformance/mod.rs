@@ -2,7 +2,7 @@
 //!
 //! A back end writes one function that makes the groups of a world, and gets all tests by a macro:
 //!
-//! ```ignore
+//! ```text
 //! fn make(world: usize) -> Vec<ProcessGroup> { ... }
 //! regatta_comm::conformance_tests!(make);
 //! ```
