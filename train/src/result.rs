@@ -4,9 +4,8 @@ use std::path::{Path, PathBuf};
 
 use regatta_checkpoint::retention::{Best, Mode};
 use regatta_track::event::Outcome;
-use regatta_track::reader::Point;
 use regatta_track::state::Status as Stored;
-use regatta_track::{Event, Metrics, Query, Reader};
+use regatta_track::{Event, Metrics, Point, Query, Reader};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 

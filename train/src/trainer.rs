@@ -15,7 +15,7 @@ use crate::config::{
     CheckpointConfig, CommandLine, Experiment, FailureConfig, RunConfig, ScalingConfig, Trainable, Workers,
 };
 use crate::controller::drive::{NOT_A_WORKER, Parts, drive};
-use crate::controller::{Ending, Status};
+use crate::controller::Ending;
 use crate::crew::Crew;
 use crate::folder::{self, RunFolder};
 use crate::gang::{GangCrew, GangPlan, Site, request};
@@ -433,10 +433,5 @@ mod tests {
         assert_eq!(program_name("python -u train/cifar.py --lr {lr}"), "cifar");
         assert_eq!(program_name("./trainer --lr 1"), "trainer");
         assert_eq!(program_name(""), "command");
-    }
-
-    #[test]
-    fn a_status_is_not_an_error_unless_it_failed() {
-        assert_ne!(Status::Completed, Status::Failed);
     }
 }

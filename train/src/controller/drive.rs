@@ -98,7 +98,7 @@ pub(crate) async fn drive(mut parts: Parts) -> Result<Ending> {
         restore: parts.restore.clone(),
         world_size: parts.experiment.scaling.workers.max() as u32,
     };
-    let mut drive = Drive {
+    let drive = Drive {
         machine: Machine::new(plan, ledger, Timestamp::now()),
         parts,
         books,
