@@ -3,6 +3,7 @@
 pub mod config;
 mod context;
 pub mod crew;
+pub mod data;
 mod error;
 pub mod link;
 pub mod metrics;
