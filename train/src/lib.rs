@@ -6,6 +6,7 @@ mod context;
 pub mod controller;
 pub mod crew;
 pub mod environment;
+pub mod data;
 mod error;
 pub mod folder;
 mod gang;
