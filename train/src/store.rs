@@ -58,7 +58,12 @@ impl Store for RendezvousStore {
 
     fn lease(&self, key: &str, value: &[u8], ttl: Duration, within: Duration) -> Result<()> {
         let value = value.to_vec();
-        self.call("lease", key, within, move |client, key| async move { client.lease(&key, value, ttl).await })
+        self.call(
+            "lease",
+            key,
+            within,
+            move |client, key| async move { client.lease(&key, value, ttl).await },
+        )
     }
 
     fn wait(&self, key: &str, within: Duration) -> Result<Vec<u8>> {

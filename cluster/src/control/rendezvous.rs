@@ -150,7 +150,6 @@ impl RendezvousStore {
             }
         }
     }
-
 }
 
 /// The store as a service.
