@@ -58,7 +58,9 @@ impl RunFolder {
         let (wanted, name) = what.rsplit_once('/').map_or((None, what), |(e, n)| (Some(e), n));
         let experiments = std::fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
         let mut found: Vec<PathBuf> = experiments
-            .filter(|folder| wanted.is_none_or(|wanted| folder.file_name().is_some_and(|name| name == wanted)))
+            .filter(|folder| {
+                wanted.is_none_or(|wanted| folder.file_name().is_some_and(|name| name == wanted))
+            })
             .map(|folder| folder.join(name))
             .filter(|folder| is_run(folder))
             .collect();
@@ -68,7 +70,10 @@ impl RunFolder {
             ([], Some(experiment)) if is_url(&config.storage) => Self::at(&config.storage, experiment, name),
             ([], _) => Err(Error::NoSuchRun {
                 name: what.into(),
-                why: format!("it is no run's folder, and there is none of that name under {}", root.display()),
+                why: format!(
+                    "it is no run's folder, and there is none of that name under {}",
+                    root.display()
+                ),
             }),
             (several, _) => {
                 let all: Vec<String> = several.iter().map(|folder| folder.display().to_string()).collect();
@@ -118,7 +123,10 @@ impl RunFolder {
 
     fn unwritable(&self, source: std::io::Error) -> Error {
         let path = self.path.display();
-        Error::io(format!("cannot write to the run's folder {path} (choose another place with run.storage)"), source)
+        Error::io(
+            format!("cannot write to the run's folder {path} (choose another place with run.storage)"),
+            source,
+        )
     }
 }
 
@@ -145,19 +153,50 @@ fn plain(path: &str, name: &str) -> Result<()> {
     if (1..=100).contains(&name.len()) && name.chars().all(good) && !name.starts_with(['.', '-']) {
         return Ok(());
     }
-    let why = format!("{name:?} is no name: use up to 100 letters, digits, `-`, `_` and `.`, not beginning with `.` or `-`");
+    let why = format!(
+        "{name:?} is no name: use up to 100 letters, digits, `-`, `_` and `.`, not beginning with `.` or `-`"
+    );
     Err(Error::config(path, why))
 }
 
 const HOW: [&str; 32] = [
-    "agile", "amber", "bold", "brave", "breezy", "bright", "brisk", "calm", "clever", "coral", "crisp", "deft", "eager",
-    "fair", "fleet", "gentle", "golden", "hardy", "jolly", "keen", "lively", "lucky", "mellow", "nimble", "proud", "quick",
-    "quiet", "silver", "steady", "sunny", "swift", "witty",
+    "agile", "amber", "bold", "brave", "breezy", "bright", "brisk", "calm", "clever", "coral", "crisp",
+    "deft", "eager", "fair", "fleet", "gentle", "golden", "hardy", "jolly", "keen", "lively", "lucky",
+    "mellow", "nimble", "proud", "quick", "quiet", "silver", "steady", "sunny", "swift", "witty",
 ];
 const WHO: [&str; 32] = [
-    "albatross", "auk", "beaver", "cormorant", "curlew", "dolphin", "eider", "gannet", "grebe", "gull", "heron", "kestrel",
-    "kingfisher", "loon", "mallard", "marlin", "merlin", "narwhal", "orca", "osprey", "otter", "pelican", "petrel", "plover",
-    "puffin", "salmon", "seal", "skua", "swan", "tern", "turtle", "walrus",
+    "albatross",
+    "auk",
+    "beaver",
+    "cormorant",
+    "curlew",
+    "dolphin",
+    "eider",
+    "gannet",
+    "grebe",
+    "gull",
+    "heron",
+    "kestrel",
+    "kingfisher",
+    "loon",
+    "mallard",
+    "marlin",
+    "merlin",
+    "narwhal",
+    "orca",
+    "osprey",
+    "otter",
+    "pelican",
+    "petrel",
+    "plover",
+    "puffin",
+    "salmon",
+    "seal",
+    "skua",
+    "swan",
+    "tern",
+    "turtle",
+    "walrus",
 ];
 
 /// A name that people can say: `brisk-otter-4f2a`.
@@ -200,7 +239,8 @@ mod tests {
 
     #[test]
     fn a_url_is_for_checkpoints_and_the_run_itself_is_local() {
-        let config = RunConfig { storage: "s3://bucket/runs/".into(), name: Some("a".into()), ..RunConfig::default() };
+        let config =
+            RunConfig { storage: "s3://bucket/runs/".into(), name: Some("a".into()), ..RunConfig::default() };
         let folder = RunFolder::new(&config, "mnist").unwrap();
         assert_eq!(folder.storage, "s3://bucket/runs/mnist/a");
         assert_eq!(folder.path, std::env::current_dir().unwrap().join("runs/mnist/a"));

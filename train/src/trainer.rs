@@ -14,8 +14,8 @@ use crate::callback::Callback;
 use crate::config::{
     CheckpointConfig, CommandLine, Experiment, FailureConfig, RunConfig, ScalingConfig, Trainable, Workers,
 };
-use crate::controller::drive::{NOT_A_WORKER, Parts, drive};
 use crate::controller::Ending;
+use crate::controller::drive::{NOT_A_WORKER, Parts, drive};
 use crate::crew::Crew;
 use crate::folder::{self, RunFolder};
 use crate::gang::{GangCrew, GangPlan, Site, request};
@@ -109,7 +109,9 @@ impl Trainer {
         let name = entry.map_or_else(|| short_name(type_name::<F>()), |entry| entry.name.to_owned());
         let (config, problem) = match serde_json::to_value(config) {
             Ok(config) => (config, None),
-            Err(error) => (Value::Null, Some(Error::config("config", format!("it cannot be written: {error}")))),
+            Err(error) => {
+                (Value::Null, Some(Error::config("config", format!("it cannot be written: {error}"))))
+            }
         };
         let experiment = Experiment { trainable: Trainable::Function(name), config, ..Experiment::default() };
         let function: Function =
@@ -411,14 +413,18 @@ fn short_name(full: &str) -> String {
 /// What a command's experiment is called.
 fn program_name(line: &str) -> String {
     let words = line.split_whitespace().filter(|word| !word.starts_with('-'));
-    let script = words.clone().find(|word| word.contains('.')).or_else(|| words.clone().next()).unwrap_or("command");
+    let script =
+        words.clone().find(|word| word.contains('.')).or_else(|| words.clone().next()).unwrap_or("command");
     let stem = Path::new(script).file_stem().map(|stem| stem.to_string_lossy().into_owned());
     short_name(&stem.unwrap_or_default())
 }
 
 impl std::fmt::Debug for Trainer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Trainer").field("experiment", &self.experiment).field("resume", &self.resume).finish_non_exhaustive()
+        f.debug_struct("Trainer")
+            .field("experiment", &self.experiment)
+            .field("resume", &self.resume)
+            .finish_non_exhaustive()
     }
 }
 
