@@ -351,6 +351,12 @@ impl Machine {
             let (attempt, at) = (self.ledger.attempt, self.ledger.last);
             self.emit_at(attempt, at, ended.into());
         }
+        // Nor, if it had given the run up, to say that this was the end.
+        let FailureConfig { max_failures, max_preemptions, .. } = self.plan.failure;
+        if self.ledger.failures > max_failures || self.ledger.preemptions > max_preemptions {
+            let cause = self.ledger.first.clone();
+            self.emit(0, RunFinished { outcome: Outcome::Failed, cause });
+        }
         self.launch();
     }
 

@@ -124,6 +124,11 @@ impl World {
         let before = self.machine.ledger().clone();
         let phase = self.machine.phase();
         let output = self.machine.handle(self.now - self.since, input);
+        assert!(phase != Phase::Ended || output.events.is_empty(), "CM-4: nothing follows the end");
+        let end = output.events.iter().rposition(|draft| matches!(draft.event, Event::RunFinished(_)));
+        if self.machine.phase() == Phase::Ended && phase != Phase::Ended {
+            assert_eq!(end, Some(output.events.len() - 1), "CM-4: the end is the last event");
+        }
         for draft in output.events {
             self.check_event(&before, &draft);
             self.log.push(draft);
@@ -159,13 +164,15 @@ impl World {
             Event::AttemptEnded(_) => assert!(before.open.is_some(), "CM-4: an attempt ends once"),
             Event::RunFinished(finished) => {
                 self.fruitless = 0;
+                if self.crew == Crew::None && before.open.is_none() && self.machine.phase() == Phase::Placing
+                {
+                    // That of the controller before, which gave the run up and died.
+                    self.first = None;
+                }
                 assert!(!matches!(finished.outcome, Outcome::Failed) || finished.cause.is_some());
             }
             _ => {}
         }
-        // The end of the run is the last event of its controller.
-        let ended = self.log.last().is_some_and(|last| matches!(last.event, Event::RunFinished(_)));
-        assert!(!ended, "CM-4: nothing follows the end: {draft:?}");
     }
 
     fn step(&mut self, step: Step) {
@@ -250,8 +257,6 @@ impl World {
         let ended = self.log.last().is_some_and(|last| matches!(last.event, Event::RunFinished(_)));
         if ended {
             self.first = None;
-            // The next life begins where the check of the last event cannot see the end of the one before.
-            self.log.push(Draft::new(regatta_track::event::RunConfigured::default()).at(ledger.last));
         }
         let origin = Timestamp(self.now.as_micros() as i64);
         self.machine = Machine::new(self.plan.clone(), ledger, origin);
