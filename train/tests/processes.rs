@@ -181,6 +181,7 @@ fn a_killed_rank_is_made_good_bit_for_bit() {
         RunEvent::Started { .. } => seen.lock().unwrap().push(("started", begun.elapsed())),
         RunEvent::Failed { .. } => seen.lock().unwrap().push(("failed", begun.elapsed())),
         RunEvent::Restored { .. } => seen.lock().unwrap().push(("restored", begun.elapsed())),
+        RunEvent::Checkpoint(committed) => println!("{committed:?}"),
         _ => {}
     };
     let result = trainer(&folder, Toy { fault: Fault::Kill, ..Toy::default() }).callback(told).fit().unwrap();
@@ -253,6 +254,7 @@ fn a_program_that_forgot_its_entry_says_so() {
 
 fn drive(folder: &tempfile::TempDir) -> std::process::Child {
     let program = std::env::current_exe().unwrap();
+    std::fs::remove_file(folder.path().join("begun")).ok();
     Command::new(program).env("TOY_DRIVER", folder.path()).stdin(Stdio::null()).spawn().unwrap()
 }
 
@@ -264,7 +266,6 @@ fn wait_for_begin(folder: &tempfile::TempDir, child: &mut std::process::Child) {
         assert!(Instant::now() < deadline, "the run did not begin");
         std::thread::sleep(Duration::from_millis(5));
     }
-    std::fs::remove_file(begun).unwrap();
 }
 
 fn send(name: &str, child: &std::process::Child) {

@@ -224,6 +224,8 @@ pub struct Machine {
     stopping: Option<StopReason>,
     /// The first error since the last progress, as long as this controller saw it.
     first: Option<Error>,
+    /// The last one after it.
+    latest: Option<Error>,
     ending: Option<Ending>,
     out: Output,
 }
@@ -243,6 +245,7 @@ impl Machine {
             progressed: false,
             stopping: None,
             first: None,
+            latest: None,
             ending: None,
             out: Output::default(),
         }
@@ -419,7 +422,9 @@ impl Machine {
     fn committed(&mut self, committed: CheckpointCommitted) {
         let ended = matches!(self.phase, Phase::Ended);
         if !ended && !self.ledger.checkpoints.contains_key(&committed.id) {
-            self.first = None;
+            // One that is told after its attempt failed was made before that.
+            let before = self.ledger.open.is_none();
+            self.first = self.latest.take().or(self.first.take()).filter(|_| before);
             self.progressed |= self.phase != Phase::Planning;
             self.emit(self.ledger.attempt, committed);
         }

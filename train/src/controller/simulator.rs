@@ -254,11 +254,13 @@ impl World {
 
     /// The workers end with their controller; another one goes on from the log.
     fn next_controller(&mut self) {
-        (self.crew, self.since, self.told, self.broken) = (Crew::None, self.now, None, false);
+        let broken = std::mem::take(&mut self.broken);
+        (self.crew, self.since, self.told) = (Crew::None, self.now, None);
         let ledger = self.fold();
         // What a broken store did not keep, nobody knows any more.
-        if ledger.first.is_none() {
-            (self.first, self.fruitless) = (None, ledger.fruitless as i32);
+        if broken {
+            let first = ledger.first.clone();
+            (self.first, self.fruitless) = (first.map(|cause| cause.message), ledger.fruitless as i32);
         }
         let ended = self.log.last().is_some_and(|last| matches!(last.event, Event::RunFinished(_)));
         if ended {
