@@ -76,7 +76,12 @@ impl Spec {
             self.shape.iter().zip(&self.strides).filter(|(n, _)| **n != 1).map(|(n, s)| (*s, *n)).collect();
         dims.sort_unstable();
         let mut next = 1;
-        self.elements() == 0 || dims.into_iter().all(|(stride, n)| std::mem::replace(&mut next, next * n) == stride)
+        let follows = |(stride, n): (i64, i64)| {
+            let fits = stride == next;
+            next *= n;
+            fits
+        };
+        self.elements() == 0 || dims.into_iter().all(follows)
     }
 }
 

@@ -43,6 +43,7 @@ mod arena;
 mod buffers;
 mod config;
 mod plan;
+mod power;
 mod present;
 mod reducer;
 mod tally;
@@ -57,6 +58,7 @@ use tch::Tensor;
 use tch::nn::VarStore;
 
 pub use config::{Buffers, Compression, DataParallelConfig, PowerSgd, Unused};
+pub use power::CompressionState;
 
 use crate::autograd::{self, GradHook};
 use crate::error::{Error, Result};
@@ -185,6 +187,16 @@ impl DataParallel {
         }
         let tensors = self.replicated.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone()));
         agree::same_values(&self.group, tensors.collect())
+    }
+
+    /// What a checkpoint must hold besides the model and the optimiser: only [`Compression::PowerSgd`] has something.
+    pub fn compression_state(&self) -> Option<CompressionState> {
+        self.many.as_ref()?.lock().compression_state()
+    }
+
+    /// Takes such a state over, by copying; if anything does not fit, nothing is changed.
+    pub fn load_compression_state(&self, state: &CompressionState) -> Result<()> {
+        self.many.as_ref().map_or(Ok(()), |many| many.lock().load_compression_state(state))
     }
 
     fn reducing_pass(&self, many: &Many, loss: &Tensor, fresh: bool) -> Result<()> {

@@ -34,7 +34,7 @@ impl Present {
     pub(super) fn rescale(&self, mean: &Tensor, world: usize) -> Result<()> {
         if self.count > 0 && self.count < world {
             let share = world as f64 / self.count as f64;
-            no_grad(|| mean.shallow_clone().f_mul_scalar_(share))?;
+            let _ = no_grad(|| mean.shallow_clone().f_mul_scalar_(share))?;
         }
         Ok(())
     }

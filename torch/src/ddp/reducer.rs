@@ -10,8 +10,9 @@ use regatta_comm::{ProcessGroup, ReduceOp, Ticket};
 use tch::{Tensor, no_grad};
 
 use super::arena::{Arena, Spec};
-use super::config::{DataParallelConfig, Unused};
+use super::config::{Compression, DataParallelConfig, Unused};
 use super::plan::Caps;
+use super::power::{CompressionState, Power};
 use super::present::Present;
 use super::tally::Tally;
 use super::verdict::{Account, verdict};
@@ -29,6 +30,7 @@ pub(super) struct Reducer {
     parameters: Vec<Parameter>,
     arena: Arena,
     way: Way,
+    power: Option<Power>,
     tally: Tally,
     /// Buckets launched and not landed, in order.
     flights: VecDeque<(usize, Ticket)>,
@@ -42,7 +44,9 @@ pub(super) struct Reducer {
     never_reached: Option<Vec<bool>>,
     /// A gradient that came although it never should.
     surprise: Option<usize>,
-    /// Reducing passes begun.
+    /// Whether a pass has succeeded.
+    seen_one: bool,
+    /// Reducing passes that have ended.
     step: u64,
 }
 
@@ -58,6 +62,10 @@ impl Reducer {
         let order: Vec<_> = (0..parameters.len()).rev().collect();
         let arena = Arena::new(&group, specs, &order, caps(&config))?;
         let way = Way::new(&group, config.compression, &arena)?;
+        let power = match config.compression {
+            Compression::PowerSgd(how) => Some(Power::new(&group, how, &parameters)?),
+            _ => None,
+        };
         let tally = Tally::new(&arena.plan);
         Ok(Reducer {
             group,
@@ -65,6 +73,7 @@ impl Reducer {
             parameters,
             arena,
             way,
+            power,
             tally,
             flights: VecDeque::new(),
             running: None,
@@ -72,6 +81,7 @@ impl Reducer {
             first_order: None,
             never_reached: None,
             surprise: None,
+            seen_one: false,
             step: 0,
         })
     }
@@ -79,6 +89,21 @@ impl Reducer {
     /// Reducing passes that have ended, well or not.
     pub(super) fn steps(&self) -> u64 {
         self.step
+    }
+
+    /// What a checkpoint must hold, if gradients are compressed by parts.
+    pub(super) fn compression_state(&self) -> Option<CompressionState> {
+        let tensors = self.power.as_ref()?.state(&self.parameters);
+        Some(CompressionState { step: self.step, tensors })
+    }
+
+    /// Takes such a state over.
+    pub(super) fn load_compression_state(&mut self, state: &CompressionState) -> Result<()> {
+        if let Some(power) = &mut self.power {
+            power.load(&self.parameters, &state.tensors)?;
+            self.step = state.step;
+        }
+        Ok(())
     }
 
     /// Begins a pass whose gradients are reduced.
@@ -148,6 +173,10 @@ impl Reducer {
                 why: format!("{} got its gradient twice in one pass", self.parameters[parameter].0),
             });
         };
+        if self.compressing() {
+            // Compressed when all is there.
+            return Ok(());
+        }
         for bucket in complete {
             let ticket = self.way.launch(&self.group, &self.arena, bucket)?;
             self.flights.push_back((bucket, ticket));
@@ -162,12 +191,20 @@ impl Reducer {
         Ok(())
     }
 
+    fn compressing(&self) -> bool {
+        self.power.as_ref().is_some_and(|power| power.is_active(self.step))
+    }
+
     fn land(&mut self, bucket: usize) -> Result<()> {
         self.way.land(&self.arena, bucket)?;
-        let flat = self.arena.flat(bucket);
         if let Some(present) = self.running {
-            present.rescale(flat, self.group.world_size())?;
+            present.rescale(self.arena.flat(bucket), self.group.world_size())?;
         }
+        self.look_at(bucket)
+    }
+
+    fn look_at(&mut self, bucket: usize) -> Result<()> {
+        let flat = self.arena.flat(bucket);
         if self.config.check_finite && self.finite {
             self.finite = all_finite(flat)?;
         }
@@ -182,6 +219,12 @@ impl Reducer {
             self.group.wait(ticket)?;
             self.land(bucket)?;
         }
+        if self.compressing()
+            && let Some(power) = &mut self.power
+        {
+            power.reduce(&self.group, &self.arena, &present)?;
+            (0..self.arena.plan.buckets.len()).try_for_each(|bucket| self.look_at(bucket))?;
+        }
         let reached = self.reached(&unreached)?;
         let account = self.account(&present, &unreached, loss);
         self.running = None;
@@ -190,7 +233,7 @@ impl Reducer {
         for &p in unreached.iter().filter(|p| reached.as_ref().is_none_or(|by_any| by_any[**p])) {
             autograd::set_grad(&self.parameters[p].1, Some(self.arena.view(p)?))?;
         }
-        if self.step == 1 {
+        if !std::mem::replace(&mut self.seen_one, true) {
             self.after_the_first(&unreached, reached)?;
         }
         Ok(())
@@ -203,7 +246,7 @@ impl Reducer {
             let view = self.arena.view(p)?;
             // It may have a gradient from passes that were accumulated before.
             if !grad_into(&self.parameters[p].1, view)? {
-                no_grad(|| view.shallow_clone().f_zero_())?;
+                let _ = no_grad(|| view.shallow_clone().f_zero_())?;
                 unreached.push(p);
             }
             self.advance(p)?;

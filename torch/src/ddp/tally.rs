@@ -65,11 +65,6 @@ impl Tally {
         (0..self.seen.len()).filter(|t| !self.seen[*t]).filter(planned).collect()
     }
 
-    /// Whether a tensor has been ready in this pass.
-    pub(super) fn is_ready(&self, tensor: usize) -> bool {
-        self.seen[tensor]
-    }
-
     /// The order in which tensors became ready.
     pub(super) fn arrived(&self) -> &[usize] {
         &self.arrived

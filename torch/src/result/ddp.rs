@@ -38,7 +38,7 @@ pub(crate) fn bucket_tensor(bucket: &Bucket, offset: usize, bytes: usize, kind: 
 
 /// Takes the gradients away.
 pub(crate) fn release_grads<'a>(parameters: impl Iterator<Item = &'a Tensor>) -> Result<()> {
-    let pointers: Vec<*const C_tensor> = parameters.map(|p| p.as_ptr().cast_const()).collect();
+    let pointers: Vec<*const C_tensor> = parameters.map(Tensor::as_ptr).collect();
     // SAFETY: the tensors are borrowed for the call; the list is as long as is said.
     check("releasing gradients", unsafe { sys::rg_grads_release(pointers.as_ptr(), pointers.len()) })
 }
