@@ -200,24 +200,14 @@ impl DataParallel {
     }
 
     fn reducing_pass(&self, many: &Many, loss: &Tensor, fresh: bool) -> Result<()> {
-        let present = {
-            let mut reducer = many.lock();
-            if fresh {
-                reducer.release()?;
-            }
-            reducer.begin(true)?
-        };
+        let present = many.lock().begin(true, fresh)?;
         self.differentiate(loss)?;
         let value = if self.config.check_finite { Some(value_of(loss)?) } else { None };
         self.finish(many, value, &present)
     }
 
     fn shadow_pass(&self, many: &Many) -> Result<Option<()>> {
-        let present = {
-            let mut reducer = many.lock();
-            reducer.release()?;
-            reducer.begin(false)?
-        };
+        let present = many.lock().begin(false, true)?;
         if present.count == 0 {
             return Ok(None);
         }

@@ -106,14 +106,17 @@ impl Reducer {
         Ok(())
     }
 
-    /// Begins a pass whose gradients are reduced.
-    pub(super) fn begin(&mut self, here: bool) -> Result<Present> {
+    /// Begins a pass whose gradients are reduced; `fresh` lets go of what the last one left. Nothing begins if no rank has data.
+    pub(super) fn begin(&mut self, here: bool, fresh: bool) -> Result<Present> {
         let present = match self.config.uneven {
             true => Present::ask(&self.group, here)?,
             false => Present::all(self.group.world_size()),
         };
         if present.count == 0 {
             return Ok(present);
+        }
+        if fresh {
+            release_grads(self.parameters.iter().map(|(_, tensor)| tensor))?;
         }
         if let Some(arrived) = self.first_order.take() {
             self.rebuild(arrived)?;
@@ -320,11 +323,6 @@ impl Reducer {
         }
         self.first_order = Some(order);
         Ok(())
-    }
-
-    /// Takes away the gradients of the last pass: this one makes its own.
-    pub(super) fn release(&self) -> Result<()> {
-        release_grads(self.parameters.iter().map(|(_, tensor)| tensor))
     }
 }
 

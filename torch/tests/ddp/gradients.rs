@@ -1,7 +1,8 @@
 //! What a backward pass leaves in `.grad`.
 
-use regatta_torch::ddp::{Compression, DataParallel, DataParallelConfig, Unused};
+use regatta_torch::ddp::{Compression, DataParallel, DataParallelConfig, PowerSgd, Unused};
 use regatta_torch::optim::{Optimizer, Sgd};
+use regatta_torch::state::NamedTensor;
 use regatta_torch::{Error, memory, params};
 use tch::nn::{self, Module, VarStore};
 use tch::{Device, Kind, Tensor};
@@ -190,7 +191,7 @@ fn unused_parameters_that_stay_the_same_are_found_once() {
             assert_eq!(floats(&net.right.ws.grad()), [0.5; 3]);
             assert!(!net.never.ws.grad().defined());
         }
-        let missing = model.backward(&net.loss(rank == 0, rank == 0));
+        let missing = model.backward(&net.loss(rank == 0, true));
         assert!(matches!(&missing, Err(Error::Unused { rank: 1, .. })), "{missing:?}");
         model.backward(&(net.loss(true, rank == 0) + net.never.ws.sum(Kind::Float) * rank as f64))
             .and_then(|()| model.backward(&(net.loss(true, rank == 0) + net.never.ws.sum(Kind::Float))))
@@ -284,4 +285,78 @@ fn clipping_works_on_gradients_in_buckets() {
     });
     let bits: Vec<_> = outcomes.into_iter().map(|o| o.unwrap()).collect();
     assert_eq!(bits[0], bits[1]);
+}
+
+fn power_sgd(rank: usize, start: u64) -> DataParallelConfig {
+    let compression = Compression::PowerSgd(PowerSgd { rank, start, least_ratio: 1.0 });
+    DataParallelConfig { compression, ..config() }
+}
+
+/// Of a matrix of rank one nothing is lost; of others, what a pass does not send it sends later.
+#[test]
+fn power_sgd_is_exact_for_thin_matrices_and_catches_up_for_others() {
+    let outcomes = ranks(2, |group| {
+        let rank = group.rank() as f64;
+        let vs = VarStore::new(Device::Cpu);
+        let (thin, full) = (vs.root().zeros("thin", &[20, 30]), vs.root().zeros("full", &[20, 30]));
+        let bias = vs.root().zeros("bias", &[20]);
+        let model = DataParallel::new(&vs, group, power_sgd(1, 1))?;
+        let thin_part = values(&[20, 1], 1).matmul(&values(&[1, 30], 2)) * (rank + 1.0);
+        let full_part = values(&[20, 30], 3 + rank as i64);
+        let mean = (values(&[20, 30], 3) + values(&[20, 30], 4)) * 0.5;
+        let mut sent = Tensor::zeros([20, 30], F32);
+        let mut first = 0.0;
+        for pass in 0..100 {
+            let loss = (&thin * &thin_part).sum(Kind::Float) + (&full * &full_part).sum(Kind::Float) + (&bias * (rank + 1.0)).sum(Kind::Float);
+            model.backward(&loss)?;
+            let off = (thin.grad() - &thin_part * (1.5 / (rank + 1.0))).abs().max().double_value(&[]);
+            assert!(off < 1e-4, "pass {pass}: {off}");
+            assert_eq!(floats(&bias.grad()), [1.5; 20], "what is no matrix travels as it is");
+            let error = (full.grad() - &mean).norm().double_value(&[]);
+            if pass == 0 {
+                assert!(error < 1e-5, "the first passes are exact");
+                continue;
+            }
+            sent += full.grad();
+            let behind = (&sent / pass as f64 - &mean).norm().double_value(&[]);
+            if pass == 1 { first = behind } else if pass == 99 { assert!(behind < first / 5.0, "{behind} of {first}") }
+        }
+        Ok::<_, Error>(floats(&full.grad()))
+    });
+    let all: Vec<_> = outcomes.into_iter().map(|o| o.unwrap()).collect();
+    assert_eq!(all[0], all[1], "the same bits on all ranks");
+}
+
+/// A run that is resumed with the compressor's state has the same bits as one that was not interrupted.
+#[test]
+fn the_state_of_power_sgd_is_all_that_a_resume_needs() {
+    let run = |interrupted: bool| {
+        let outcomes = ranks(2, |group| {
+            let rank = group.rank() as i64;
+            let net = Net::new(2);
+            let mut model = parallel(&net, group.clone(), power_sgd(2, 2))?;
+            for step in 0..8 {
+                if interrupted && step == 5 {
+                    let mut saved = model.compression_state().expect("PowerSGD has a state");
+                    saved.tensors =
+                        saved.tensors.iter().map(|t| NamedTensor::new(t.name(), t.tensor().copy())).collect();
+                    drop(model);
+                    model = parallel(&net, group.clone(), power_sgd(2, 2))?;
+                    model.load_compression_state(&saved)?;
+                    assert_eq!(model.steps(), 5);
+                    saved.tensors.pop();
+                    assert!(matches!(model.load_compression_state(&saved), Err(Error::Mismatch { .. })));
+                }
+                let (x, y) = samples(8, rank * 10 + step);
+                model.backward(&net.loss(&x, &y))?;
+                for (_, p) in params::parameters(&net.vs) {
+                    let _ = tch::no_grad(|| p.shallow_clone().f_sub_(&(p.grad() * 0.05)))?;
+                }
+            }
+            model.verify_replicas()?;
+            Ok::<_, Error>(net.bits())
+        });
+        outcomes.into_iter().map(|o| o.unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(run(false), run(true));
 }
