@@ -1,6 +1,7 @@
 //! What users of libtorch need and the `tch` crate leaves out.
 //!
 //! - [`autograd`]: hooks that fire when a gradient is ready, the end of a backward pass, gradients that are views.
+//! - [`ddp`]: gradients averaged over the ranks of a process group while backward runs.
 //! - [`optim`]: SGD, Adam and AdamW on libtorch's fused kernels, with groups, clipping and state that can be saved.
 //! - [`schedule`]: learning rates over time, as plain functions of the step.
 //! - [`amp`]: autocast and a gradient scaler.
@@ -39,6 +40,7 @@
 pub mod amp;
 pub mod autograd;
 pub mod cuda;
+pub mod ddp;
 mod error;
 pub mod loader;
 pub mod memory;
@@ -52,4 +54,5 @@ mod sys;
 pub mod threads;
 
 pub use autograd::backward;
+pub use ddp::DataParallel;
 pub use error::{BoxError, Difference, DifferenceKind, Error, Result};

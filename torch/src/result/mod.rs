@@ -5,6 +5,7 @@
 pub(crate) mod autograd;
 pub(crate) mod context;
 pub(crate) mod cuda;
+pub(crate) mod ddp;
 pub(crate) mod foreign;
 pub(crate) mod optim;
 
