@@ -4,7 +4,7 @@ mod common;
 
 use common::{Run, integers};
 use regatta_cluster::CauseKind;
-use regatta_train::wire::{Decision, FromRank, Restore};
+use regatta_train::wire::{FromRank, Restore};
 use regatta_train::{CheckpointConfig, Error, Every, StopReason, Tracked, metrics};
 
 #[tokio::test]
@@ -19,10 +19,13 @@ async fn reports_are_numbered_and_ranks_leave_out_what_only_rank_0_counts_for() 
     let end = run.play().await;
     end.finished();
     for rank in 0..2u32 {
-        let reports: Vec<_> = end.told(rank).filter_map(|told| match told {
-            FromRank::Report(report) => Some(report),
-            _ => None,
-        }).collect();
+        let reports: Vec<_> = end
+            .told(rank)
+            .filter_map(|told| match told {
+                FromRank::Report(report) => Some(report),
+                _ => None,
+            })
+            .collect();
         assert_eq!(reports.iter().map(|report| report.index).collect::<Vec<_>>(), [1, 2, 3]);
         let names: Vec<&str> = reports[0].metrics.iter().map(|(name, ..)| &**name).collect();
         assert_eq!(names, if rank == 0 { vec!["step", "loss"] } else { vec!["loss"] });
@@ -47,7 +50,7 @@ async fn a_stop_is_taken_at_the_same_step_on_all_ranks_and_its_checkpoint_is_com
     let run = Run::new(3, integers(u64::MAX));
     let mut playing = run.launch().await;
     playing.until_progress(20).await;
-    playing.crew.decide(&Decision::Stop(StopReason::User));
+    playing.stop(StopReason::User);
     let end = playing.end().await;
     end.finished();
     let step = end.done(0).step;
@@ -90,7 +93,7 @@ async fn where_there_are_no_steps_reports_end_the_loop() {
     });
     let mut playing = run.launch().await;
     playing.until(|told| matches!(told, FromRank::Report(report) if report.index >= 3)).await;
-    playing.crew.decide(&Decision::Stop(StopReason::Scheduler));
+    playing.stop(StopReason::Scheduler);
     let end = playing.end().await;
     end.finished();
     assert!((0..2).all(|rank| end.done(rank).stopped == Some(StopReason::Scheduler)));
@@ -179,7 +182,7 @@ async fn what_hides_in_another_crates_error_is_still_known_for_what_it_is() {
     });
     let mut stopped = run.launch().await;
     stopped.until_progress(3).await;
-    stopped.crew.decide(&Decision::Stop(StopReason::Preempted));
+    stopped.stop(StopReason::Preempted);
     let end = stopped.end().await;
     end.finished();
     assert_eq!(end.done(0).stopped, Some(StopReason::Preempted));
@@ -197,7 +200,8 @@ async fn components_that_do_not_fit_are_all_listed() {
     let run = Run::new(1, |ctx, config| {
         let old = config["old"].as_bool().unwrap();
         let mut state = ctx.state().with("both", Tracked::new(1u64));
-        state = if old { state.with("gone", Tracked::new(2u64)) } else { state.with("new", Tracked::new(3u64)) };
+        state =
+            if old { state.with("gone", Tracked::new(2u64)) } else { state.with("new", Tracked::new(3u64)) };
         if !old {
             state = state.with("changed", Tracked::new("text".to_owned()));
         } else {

@@ -37,7 +37,8 @@ struct Crew {
 
 impl Crew {
     fn start(world: usize) -> Result<Crew> {
-        let store = StoreServer::start(std::net::TcpListener::bind("127.0.0.1:0")?, Token::insecure("bench"))?;
+        let store =
+            StoreServer::start(std::net::TcpListener::bind("127.0.0.1:0")?, Token::insecure("bench"))?;
         let (mut ranks, mut answers) = (Vec::new(), None);
         for rank in 0..world {
             let mut child = Command::new(std::env::current_exe()?)
@@ -91,7 +92,9 @@ fn be_contestant() -> Result<()> {
 }
 
 fn be_rank(who: &str) -> Result<()> {
-    let [rank, world, store] = who.split(' ').collect::<Vec<_>>()[..] else { bail!("three words say who a rank is") };
+    let [rank, world, store] = who.split(' ').collect::<Vec<_>>()[..] else {
+        bail!("three words say who a rank is")
+    };
     let (rank, world): (usize, usize) = (rank.parse()?, world.parse()?);
     regatta_torch::threads::set(1)?;
     // As the example does; PyTorch can too, but does not unless told.
@@ -163,7 +166,8 @@ impl Trainee {
         if self.cursor + self.batch > self.labels.size()[0] {
             self.cursor = 0;
         }
-        let (x, y) = (self.images.narrow(0, self.cursor, self.batch), self.labels.narrow(0, self.cursor, self.batch));
+        let (x, y) =
+            (self.images.narrow(0, self.cursor, self.batch), self.labels.narrow(0, self.cursor, self.batch));
         self.cursor += self.batch * self.model.group().world_size() as i64;
         let loss = self.net.forward_t(&x, true).cross_entropy_for_logits(&y);
         self.model.backward(&loss)?;

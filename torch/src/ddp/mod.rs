@@ -168,7 +168,8 @@ impl DataParallel {
     pub fn join(&self, mut step: impl FnMut() -> Result<()>) -> Result<u64> {
         let Some(many) = &self.many else { return Ok(0) };
         if !self.config.uneven {
-            let why = "ranks that do not ask each other who is left cannot be joined: set `uneven`".to_owned();
+            let why =
+                "ranks that do not ask each other who is left cannot be joined: set `uneven`".to_owned();
             return Err(Error::Argument { what: "DataParallel::join", why });
         }
         self.accumulated.store(false, Ordering::Relaxed);
@@ -280,8 +281,10 @@ impl DataParallel {
     fn settle<T>(&self, outcome: Result<T>) -> Result<T> {
         let (Err(error), Some(many)) = (&outcome, &self.many) else { return outcome };
         many.lock().give_up();
-        let all_know =
-            matches!(error, Error::NotFinite { .. } | Error::Unused { .. } | Error::Replica { .. } | Error::Group(_));
+        let all_know = matches!(
+            error,
+            Error::NotFinite { .. } | Error::Unused { .. } | Error::Replica { .. } | Error::Group(_)
+        );
         if !all_know {
             self.group.abort(&format!("its backward pass failed: {error}"));
         }
@@ -297,7 +300,8 @@ impl Many {
         buffers: &[Parameter],
         parameters: &[Parameter],
     ) -> Result<Many> {
-        let role = |tensor: &Tensor| if tensor.requires_grad() { "a parameter," } else { "a frozen parameter," };
+        let role =
+            |tensor: &Tensor| if tensor.requires_grad() { "a parameter," } else { "a frozen parameter," };
         let mut lines = vec![("the configuration".to_owned(), format!("{config:?}"))];
         lines.extend(all.iter().map(|(name, tensor)| agree::describe(name, tensor, role(tensor))));
         lines.extend(buffers.iter().map(|(name, tensor)| agree::describe(name, tensor, "a buffer,")));
@@ -307,7 +311,10 @@ impl Many {
             let why = match reducible(tensor.kind()) {
                 None => format!("{name} is of {:?}, whose gradients cannot be averaged", tensor.kind()),
                 Some(_) if !Spec::like(tensor).is_dense() => {
-                    format!("{name} shares memory among its elements or leaves gaps (strides {:?})", tensor.stride())
+                    format!(
+                        "{name} shares memory among its elements or leaves gaps (strides {:?})",
+                        tensor.stride()
+                    )
                 }
                 Some(_) => continue,
             };

@@ -12,7 +12,8 @@ use regatta_train::crew::{Crew, CrewEvent, Saying};
 use regatta_train::threads::{Body, ThreadCrew};
 use regatta_train::wire::{Committed, Decision, Done, FromRank, Restore, Start};
 use regatta_train::{
-    BoxError, CheckpointConfig, FailureConfig, Result, SavedPart, StateTensor, Stateful, StopConfig, TrainContext,
+    BoxError, CheckpointConfig, FailureConfig, Result, SavedPart, StateTensor, Stateful, StopConfig,
+    StopReason, TrainContext,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -103,6 +104,21 @@ impl Playing {
         self.until(|told| matches!(told, FromRank::Progress(progress) if progress.step >= step)).await;
     }
 
+    pub fn stop(&mut self, reason: StopReason) {
+        self.crew.decide(&Decision::Stop(reason));
+    }
+
+    /// Goes on until the attempt has failed; gives back the run.
+    pub async fn fail(mut self) -> (Run, Failure) {
+        loop {
+            match tokio::time::timeout(SOON, self.crew.next()).await.expect("something happens") {
+                Some(CrewEvent::Failed(failure)) => return (self.run, *failure),
+                Some(_) => {}
+                None => panic!("it should have failed"),
+            }
+        }
+    }
+
     pub async fn end(mut self) -> End {
         while self.next().await.is_some() {}
         End { run: self.run, events: self.events }
@@ -171,7 +187,8 @@ impl Weights {
     pub fn learn(&self, step: u64, sum: i64) {
         let mut weights = self.0.lock().unwrap();
         for (place, weight) in weights.iter_mut().enumerate() {
-            *weight = weight.wrapping_mul(31).wrapping_add(step as u8).wrapping_add((sum + place as i64) as u8);
+            *weight =
+                weight.wrapping_mul(31).wrapping_add(step as u8).wrapping_add((sum + place as i64) as u8);
         }
     }
 
@@ -211,9 +228,4 @@ pub fn integers(
         }
         Ok(weights.hash().into())
     }
-}
-
-/// So that a test need not name it.
-pub fn stop(reason: regatta_train::StopReason) -> Decision {
-    Decision::Stop(reason)
 }

@@ -20,7 +20,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     peer.arg(root().join("benches/peers/ddp.py")).arg(root().join("examples/mnist_resnet/data"));
     let mut peer = Contestant::start("PyTorch", &mut peer)?;
     for (case, one) in CASES.iter().filter(|(case, _)| case.contains(&args.case)) {
-        let (mut all, mut ddp, mut alone, mut vs_ddp, mut vs_linear) = (vec![], vec![], vec![], vec![], vec![]);
+        let (mut all, mut ddp, mut alone, mut vs_ddp, mut vs_linear) =
+            (vec![], vec![], vec![], vec![], vec![]);
         for round in 0..=args.rounds {
             let mine = ours.number(case)?;
             let theirs = peer.number(case)?;
