@@ -1,0 +1,92 @@
+//! How a bucket's gradients become their mean: as they are, or narrower.
+
+use regatta_comm::{Bucket as Memory, DType, ProcessGroup, ReduceOp, Ticket};
+use tch::{Kind, Tensor, no_grad};
+
+use super::arena::Arena;
+use super::config::Compression;
+use crate::error::Result;
+use crate::result::ddp::bucket_tensor;
+
+/// Moves buckets; what is launched is landed once its ticket is finished.
+#[derive(Debug)]
+pub(super) enum Way {
+    /// In place.
+    Exact,
+    /// 32-bit buckets by way of 16-bit ones.
+    Narrow(Narrow),
+}
+
+impl Way {
+    /// All ranks together.
+    pub(super) fn new(group: &ProcessGroup, how: Compression, arena: &Arena) -> Result<Way> {
+        let (kind, dtype) = match how {
+            Compression::Bf16 => (Kind::BFloat16, DType::BF16),
+            Compression::F16 => (Kind::Half, DType::F16),
+            Compression::Exact | Compression::PowerSgd(_) => return Ok(Way::Exact),
+        };
+        let memory = group.alloc_bucket((arena.memory.len() / 2).max(1))?;
+        let mut narrow = Narrow { kind, dtype, memory, flats: Vec::new() };
+        narrow.arrange(arena)?;
+        Ok(Way::Narrow(narrow))
+    }
+
+    /// Follows the arena's new arrangement.
+    pub(super) fn arrange(&mut self, arena: &Arena) -> Result<()> {
+        match self {
+            Way::Exact => Ok(()),
+            Way::Narrow(narrow) => narrow.arrange(arena),
+        }
+    }
+
+    /// Starts a bucket.
+    pub(super) fn launch(&mut self, group: &ProcessGroup, arena: &Arena, bucket: usize) -> Result<Ticket> {
+        match self {
+            Way::Narrow(narrow) if narrow.flats[bucket].is_some() => narrow.launch(group, arena, bucket),
+            _ => Ok(group.submit(arena.call(group, bucket, ReduceOp::Mean)?)?),
+        }
+    }
+
+    /// Takes the mean over.
+    pub(super) fn land(&mut self, arena: &Arena, bucket: usize) -> Result<()> {
+        if let Way::Narrow(Narrow { flats, .. }) = self
+            && let Some(narrow) = &flats[bucket]
+        {
+            no_grad(|| arena.flat(bucket).shallow_clone().f_copy_(narrow))?;
+        }
+        Ok(())
+    }
+}
+
+/// Memory for the gradients in 16 bits.
+#[derive(Debug)]
+pub(super) struct Narrow {
+    kind: Kind,
+    dtype: DType,
+    memory: Memory,
+    /// By bucket; none for those that are not of 32 bits.
+    flats: Vec<Option<Tensor>>,
+}
+
+impl Narrow {
+    fn arrange(&mut self, arena: &Arena) -> Result<()> {
+        self.flats = (arena.plan.buckets.iter())
+            .map(|b| match b.dtype {
+                DType::F32 => {
+                    let flat = bucket_tensor(&self.memory, b.bytes.start / 2, b.bytes.len() / 2, self.kind)?;
+                    Ok(Some(flat))
+                }
+                _ => Ok(None),
+            })
+            .collect::<Result<_>>()?;
+        Ok(())
+    }
+
+    fn launch(&mut self, group: &ProcessGroup, arena: &Arena, bucket: usize) -> Result<Ticket> {
+        if let Some(narrow) = &self.flats[bucket] {
+            no_grad(|| narrow.shallow_clone().f_copy_(arena.flat(bucket)))?;
+        }
+        let elements = arena.plan.buckets[bucket].elements();
+        Ok(group.submit(group.bucket_call(&self.memory, elements, self.dtype, ReduceOp::Mean)?)?)
+    }
+}
