@@ -1,6 +1,7 @@
 //! The trainer: crews of workers that pull in step, and runs that survive.
 
 pub mod config;
+pub mod command;
 mod context;
 pub mod crew;
 mod error;
@@ -24,5 +25,6 @@ pub use wire::StopReason;
 /// For the code that `#[trainable]` writes.
 #[doc(hidden)]
 pub mod __private {
+    pub use crate as train;
     pub use inventory;
 }
