@@ -11,7 +11,8 @@ use crate::settings::{Layer, Override, Settings};
 /// The settings of a file, of this process's environment and of overrides.
 pub(crate) fn load(source: &Source, options: Vec<Override>) -> Outcome<Settings> {
     // A variable that is not UTF-8 sets nothing of ours.
-    let variables = std::env::vars_os().filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)));
+    let variables = std::env::vars_os()
+        .filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)));
     let mut changes = Override::from_env(variables);
     for argument in &source.overrides {
         changes.push(Override::parse(argument)?);
@@ -66,7 +67,8 @@ fn schema(settings: &Settings) -> Value {
     let mut schema = described("", settings.tree(), &default);
     schema["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
     schema["title"] = json!(format!("experiment with {}", settings.experiment().trainable));
-    schema["$comment"] = json!("types are read off the values of this file and the defaults; null is a value not set");
+    schema["$comment"] =
+        json!("types are read off the values of this file and the defaults; null is a value not set");
     schema
 }
 

@@ -27,7 +27,8 @@ pub(crate) fn run(json: bool) -> Outcome {
     );
     let list = |items: &[String]| if items.is_empty() { "none".into() } else { items.join(", ") };
     text += &format!("devices     {}\n", list(&environment.devices));
-    let versions: Vec<String> = environment.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
+    let versions: Vec<String> =
+        environment.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
     text += &format!("versions    {}\n", list(&versions));
     if let Some(git) = &environment.git {
         let dirty = if git.dirty { " (dirty)" } else { "" };
@@ -35,6 +36,10 @@ pub(crate) fn run(json: bool) -> Outcome {
     }
     let trainables: Vec<String> = trainables.iter().map(|name| (*name).to_owned()).collect();
     let commands = "Command(\"...\") in any language";
-    let known = if trainables.is_empty() { commands.into() } else { format!("{}, {commands}", trainables.join(", ")) };
+    let known = if trainables.is_empty() {
+        commands.into()
+    } else {
+        format!("{}, {commands}", trainables.join(", "))
+    };
     out::text(&(text + &format!("trainables  {known}\n")))
 }

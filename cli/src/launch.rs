@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use regatta_cluster::local::{LocalConfig, LocalNode, LocalSpawner, Pinning};
 use regatta_cluster::{
-    Cause, CauseKind, Events, Exit, Failure, GangRequest, Lease, Reason, Resources, Spawner, Stream, WorkerCommand,
-    WorkerEvent,
+    Cause, CauseKind, Events, Exit, Failure, GangRequest, Lease, Reason, Resources, Spawner, Stream,
+    WorkerCommand, WorkerEvent,
 };
 use regatta_train::command::{Contract, free_port};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -46,7 +46,8 @@ async fn launch(args: &Launch) -> Outcome {
     let grace = Duration::try_from_secs_f64(args.grace)
         .map_err(|_| Problem::usage(format!("--grace {} is no time: give seconds", args.grace)))?;
     for restart in 0..=args.max_restarts {
-        let lease = spawner.acquire(GangRequest::new("launch", args.processes.into(), Resources::cpus(1))).await?;
+        let lease =
+            spawner.acquire(GangRequest::new("launch", args.processes.into(), Resources::cpus(1))).await?;
         let ended = attempt(args, &spawner, &lease, restart, &gpus, (&mut signals, grace)).await;
         spawner.release(lease.id).await?;
         match ended? {
@@ -84,7 +85,13 @@ async fn attempt(
     let program = words.next().cloned().unwrap_or_default();
     let mut command = WorkerCommand::new(program).args(words).env("CUDA_VISIBLE_DEVICES", gpus);
     // Said by the user, it counts.
-    for name in ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS", "NUMEXPR_NUM_THREADS"] {
+    for name in [
+        "OMP_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "RAYON_NUM_THREADS",
+        "NUMEXPR_NUM_THREADS",
+    ] {
         if let Some(value) = std::env::var_os(name) {
             command = command.env(name, value);
         }
@@ -209,8 +216,13 @@ struct Signals {
 
 impl Signals {
     fn listen() -> Outcome<Self> {
-        let listen = |kind| signal(kind).map_err(|error| Problem::failed(format!("cannot listen to signals: {error}")));
-        Ok(Signals { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
+        let listen = |kind| {
+            signal(kind).map_err(|error| Problem::failed(format!("cannot listen to signals: {error}")))
+        };
+        Ok(Signals {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+        })
     }
 
     async fn next(&mut self) {

@@ -45,7 +45,8 @@ pub fn main() -> ExitCode {
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
     let program = program(&args);
-    let parsed = command(&program).try_get_matches_from(&args).and_then(|matches| Cli::from_arg_matches(&matches));
+    let parsed =
+        command(&program).try_get_matches_from(&args).and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
@@ -54,7 +55,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(if error.use_stderr() { exit::USAGE } else { 0 });
         }
     };
-    match obey(&cli, &program) {
+    match obey(cli, &program) {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
             if !problem.message.is_empty() {
@@ -65,21 +66,21 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn obey(cli: &Cli, program: &str) -> Outcome {
+fn obey(cli: Cli, program: &str) -> Outcome {
     let json = cli.json;
-    match &cli.command {
-        Command::Train(args) => train::run(args, json),
-        Command::Resume(args) => train::resume(args, json),
-        Command::Launch(args) => launch::run(args),
-        Command::Ls(args) => runs::ls(args, json),
-        Command::Show(args) => runs::show(args, json),
-        Command::Logs(args) => logs::run(args, json),
-        Command::Ckpt(command) => checkpoints(command.clone(), json),
-        Command::Config(command) => configure::run(command, json),
+    match cli.command {
+        Command::Train(args) => train::run(&args, json),
+        Command::Resume(args) => train::resume(&args, json),
+        Command::Launch(args) => launch::run(&args),
+        Command::Ls(args) => runs::ls(&args, json),
+        Command::Show(args) => runs::show(&args, json),
+        Command::Logs(args) => logs::run(&args, json),
+        Command::Ckpt(command) => checkpoints(command, json),
+        Command::Config(command) => configure::run(&command, json),
         Command::Env => environment::run(json),
         Command::Completions { shell } => {
             let mut text = Vec::new();
-            clap_complete::generate(*shell, &mut command(program), program, &mut text);
+            clap_complete::generate(shell, &mut command(program), program, &mut text);
             out::write(&text)
         }
     }

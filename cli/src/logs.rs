@@ -28,7 +28,8 @@ struct Tail {
 impl Tail {
     /// The lines that were added, whole ones only unless `all`.
     fn more(&mut self, all: bool) -> Outcome<Vec<Vec<u8>>> {
-        let failed = |error: std::io::Error| Problem::failed(format!("cannot read {}: {error}", self.path.display()));
+        let failed =
+            |error: std::io::Error| Problem::failed(format!("cannot read {}: {error}", self.path.display()));
         let mut file = File::open(&self.path).map_err(failed)?;
         file.seek(SeekFrom::Start(self.read)).map_err(failed)?;
         self.read += file.read_to_end(&mut self.partial).map_err(failed)? as u64;
@@ -66,13 +67,18 @@ pub(crate) fn run(args: &Logs, json: bool) -> Outcome {
         Some(wanted) => wanted,
         None => match attempts.keys().last() {
             Some(last) => *last,
-            None => return Err(Problem::usage(format!("run {} has no logs in {}", found.name, logs.display()))),
+            None => {
+                return Err(Problem::usage(format!("run {} has no logs in {}", found.name, logs.display())));
+            }
         },
     };
     let Some(folder) = attempts.get(&attempt) else {
         let known: Vec<String> = attempts.keys().map(u32::to_string).collect();
         let known = known.join(", ");
-        return Err(Problem::usage(format!("run {} has no logs of attempt {attempt}; it has of {known}", found.name)));
+        return Err(Problem::usage(format!(
+            "run {} has no logs of attempt {attempt}; it has of {known}",
+            found.name
+        )));
     };
     let mut tails: Vec<Tail> = Vec::new();
     loop {
@@ -86,7 +92,11 @@ pub(crate) fn run(args: &Logs, json: bool) -> Outcome {
         }
         if tails.is_empty() && over {
             let rank = args.rank.map_or(String::new(), |rank| format!(" of rank {rank}"));
-            return Err(Problem::usage(format!("run {} has no log{rank} in {}", found.name, folder.display())));
+            return Err(Problem::usage(format!(
+                "run {} has no log{rank} in {}",
+                found.name,
+                folder.display()
+            )));
         }
         tails.sort_by_key(|tail| tail.rank);
         let several = args.rank.is_none() && tails.len() > 1;

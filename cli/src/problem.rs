@@ -51,8 +51,12 @@ impl From<regatta_train::Error> for Problem {
         use regatta_cluster::Error as Cluster;
         use regatta_train::Error as E;
         let code = match &error {
-            E::Config { .. } | E::UnknownTrainable { .. } | E::RunExists { .. } | E::NoSuchRun { .. } => exit::USAGE,
-            E::Cluster(Cluster::Infeasible(_) | Cluster::BadResources { .. } | Cluster::BadRequest { .. }) => exit::USAGE,
+            E::Config { .. } | E::UnknownTrainable { .. } | E::RunExists { .. } | E::NoSuchRun { .. } => {
+                exit::USAGE
+            }
+            E::Cluster(
+                Cluster::Infeasible(_) | Cluster::BadResources { .. } | Cluster::BadRequest { .. },
+            ) => exit::USAGE,
             E::Stopped { .. } => exit::RESUMABLE,
             _ => exit::FAILED,
         };
@@ -95,7 +99,8 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 /// The known word that was probably meant.
 pub(crate) fn meant<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let distance = |known: &str| strsim::damerau_levenshtein(&word.to_lowercase(), &known.to_lowercase());
-    let near = known.into_iter().map(|known| (distance(known), known)).min_by_key(|(distance, _)| *distance)?;
+    let near =
+        known.into_iter().map(|known| (distance(known), known)).min_by_key(|(distance, _)| *distance)?;
     let allowed = (word.chars().count().max(near.1.chars().count()) / 3).max(1);
     (near.0 <= allowed).then_some(near.1)
 }

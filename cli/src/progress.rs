@@ -292,7 +292,8 @@ impl<W: Write + Send> Shown<W> {
 impl<W: Write + Send> Callback for Shown<W> {
     fn on(&mut self, event: &RunEvent<'_>) {
         // The environment comes late and may not come at all: the first line does not wait for it longer than this.
-        let waits = matches!(event, RunEvent::Begun { .. } | RunEvent::Environment(_) | RunEvent::Started { .. });
+        let waits =
+            matches!(event, RunEvent::Begun { .. } | RunEvent::Environment(_) | RunEvent::Started { .. });
         if !waits && !matches!(event, RunEvent::Restored { checkpoint: None, .. } | RunEvent::Line { .. }) {
             self.head(true);
         }

@@ -29,7 +29,8 @@ pub(crate) fn all(root: &Path) -> Vec<Found> {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
         entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
     };
-    let mut found: Vec<Found> = folders(root).iter().flat_map(|folder| folders(folder)).filter_map(run_at).collect();
+    let mut found: Vec<Found> =
+        folders(root).iter().flat_map(|folder| folders(folder)).filter_map(run_at).collect();
     found.sort();
     found
 }
@@ -58,7 +59,10 @@ pub(crate) fn find(what: &str, root: &Path) -> Outcome<Found> {
         ([], []) => {
             let names: Vec<&str> = runs.iter().map(|run| run.name.as_str()).collect();
             let root = root.display();
-            Err(Problem::usage(format!("there is no run `{what}` under {root}, and no run's folder of that name{}", advice(what, names))))
+            Err(Problem::usage(format!(
+                "there is no run `{what}` under {root}, and no run's folder of that name{}",
+                advice(what, names)
+            )))
         }
         ([], several) | (several, _) => {
             let names: Vec<String> = several.iter().map(|run| full(run)).collect();
@@ -70,7 +74,8 @@ pub(crate) fn find(what: &str, root: &Path) -> Outcome<Found> {
 /// Whether some controller drives the run, as far as can be told from here without getting in its way.
 pub(crate) fn is_driven(folder: &Path) -> bool {
     let Ok(text) = std::fs::read_to_string(folder.join("run.db.lock")) else { return false };
-    let Some((process, host)) = text.trim().strip_prefix("process ").and_then(|text| text.split_once(" on ")) else {
+    let Some((process, host)) = text.trim().strip_prefix("process ").and_then(|text| text.split_once(" on "))
+    else {
         return false;
     };
     let here = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
@@ -124,8 +129,11 @@ pub(crate) fn ls(args: &Ls, json: bool) -> Outcome {
         }
         match look(&found.folder) {
             Ok(Look { run, metrics }) => {
-                let last: Vec<String> =
-                    metrics.iter().take(4).map(|(name, metric)| format!("{name}={}", figure(metric.last))).collect();
+                let last: Vec<String> = metrics
+                    .iter()
+                    .take(4)
+                    .map(|(name, metric)| format!("{name}={}", figure(metric.last)))
+                    .collect();
                 rows.push([
                     full,
                     status(&run, &found.folder).into(),
@@ -168,11 +176,16 @@ pub(crate) fn show(args: &Show, json: bool) -> Outcome {
     let run = snapshot.run()?.unwrap_or_default();
     let metrics = snapshot.metrics(None)?;
     let attempts = snapshot.attempts(None)?;
-    let checkpoints: Vec<_> =
-        snapshot.checkpoints(None)?.into_iter().filter(|(_, checkpoint)| checkpoint.deleted.is_none()).collect();
+    let checkpoints: Vec<_> = snapshot
+        .checkpoints(None)?
+        .into_iter()
+        .filter(|(_, checkpoint)| checkpoint.deleted.is_none())
+        .collect();
     if json {
         let metric = |metric: &Metric| {
-            let extreme = |of: Option<(f64, u64)>| of.map(|(value, step)| json!({ "value": number(value), "step": step }));
+            let extreme = |of: Option<(f64, u64)>| {
+                of.map(|(value, step)| json!({ "value": number(value), "step": step }))
+            };
             json!({
                 "last": number(metric.last), "last_step": metric.last_step, "count": metric.count,
                 "min": extreme(metric.min), "max": extreme(metric.max),
@@ -184,7 +197,8 @@ pub(crate) fn show(args: &Show, json: bool) -> Outcome {
             .iter()
             .map(|(name, row)| json!({ "name": &**name, "step": row.step, "bytes": row.bytes, "metrics": row.metrics }))
             .collect();
-        let attempts: Vec<Value> = attempts.iter().map(|(number, row)| json!({ "attempt": number, "row": row })).collect();
+        let attempts: Vec<Value> =
+            attempts.iter().map(|(number, row)| json!({ "attempt": number, "row": row })).collect();
         return out::json(json!({
             "experiment": found.experiment, "name": found.name, "folder": found.folder, "status": status(&run, &found.folder),
             "step": run.step, "reports": run.reports, "created": run.created.seconds(), "seconds": seconds(&run),
@@ -215,9 +229,11 @@ pub(crate) fn show(args: &Show, json: bool) -> Outcome {
         text.push('\n');
         for (number, attempt) in &attempts {
             let cause = attempt.cause.as_ref().map_or("", |cause| cause.message.lines().last().unwrap_or(""));
-            let outcome = attempt.outcome.map_or("running".into(), |outcome| format!("{outcome:?}").to_lowercase());
+            let outcome =
+                attempt.outcome.map_or("running".into(), |outcome| format!("{outcome:?}").to_lowercase());
             let from = attempt.restored.as_deref().unwrap_or("the beginning");
-            text += &format!("attempt {number}: {} ranks from {from}, {outcome} {cause}\n", attempt.world_size);
+            text +=
+                &format!("attempt {number}: {} ranks from {from}, {outcome} {cause}\n", attempt.world_size);
         }
     }
     if let Some(cause) = &run.cause {
@@ -232,7 +248,8 @@ pub(crate) fn show(args: &Show, json: bool) -> Outcome {
 }
 
 fn metric_table(metrics: &[(std::sync::Arc<str>, Metric)]) -> String {
-    let extreme = |of: Option<(f64, u64)>| of.map_or("-".into(), |(value, step)| format!("{} @ {step}", figure(value)));
+    let extreme =
+        |of: Option<(f64, u64)>| of.map_or("-".into(), |(value, step)| format!("{} @ {step}", figure(value)));
     let mut rows = vec![["metric", "last", "min", "max", "values"].map(str::to_owned)];
     rows.extend(metrics.iter().map(|(name, metric)| {
         let Metric { last, min, max, count, .. } = metric;
@@ -244,10 +261,13 @@ fn metric_table(metrics: &[(std::sync::Arc<str>, Metric)]) -> String {
 fn checkpoint_table(checkpoints: &[(std::sync::Arc<str>, Checkpoint)]) -> String {
     let mut rows = vec![["checkpoint", "step", "size", "metrics"].map(str::to_owned)];
     rows.extend(checkpoints.iter().map(|(name, checkpoint)| {
-        let figures: Vec<String> =
-            checkpoint.metrics.iter().take(4).map(|(name, value)| format!("{name}={}", figure(value))).collect();
+        let figures: Vec<String> = checkpoint
+            .metrics
+            .iter()
+            .take(4)
+            .map(|(name, value)| format!("{name}={}", figure(value)))
+            .collect();
         [name.to_string(), checkpoint.step.to_string(), bytes(checkpoint.bytes), figures.join(" ")]
     }));
     table(&rows)
 }
-

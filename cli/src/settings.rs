@@ -58,7 +58,9 @@ impl Override {
                 text: text.trim().into(),
                 layer: Layer::CommandLine(argument.into()),
             }),
-            _ => Err(Problem::usage(format!("`{argument}` sets nothing: write `key=value`, as in `optim.lr=0.01`"))),
+            _ => Err(Problem::usage(format!(
+                "`{argument}` sets nothing: write `key=value`, as in `optim.lr=0.01`"
+            ))),
         }
     }
 
@@ -95,8 +97,9 @@ pub(crate) struct Settings {
 impl Settings {
     /// Reads the file and applies what changes it, in order.
     pub(crate) fn load(file: &Path, overrides: &[Override]) -> Outcome<Self> {
-        let text = std::fs::read_to_string(file)
-            .map_err(|error| Problem::usage(format!("cannot read the experiment {}: {error}", file.display())))?;
+        let text = std::fs::read_to_string(file).map_err(|error| {
+            Problem::usage(format!("cannot read the experiment {}: {error}", file.display()))
+        })?;
         let Parsed { experiment, ignored } =
             registry::read(&text).map_err(|error| unreadable(file, &text, error))?;
         let tree = tree(&experiment)?;
@@ -125,7 +128,10 @@ impl Settings {
 
     /// Every value, with who set it.
     pub(crate) fn explain(&self) -> Vec<(String, Value, Layer)> {
-        leaves(&self.tree).into_iter().map(|(path, value)| (path.clone(), value.clone(), self.layer(&path))).collect()
+        leaves(&self.tree)
+            .into_iter()
+            .map(|(path, value)| (path.clone(), value.clone(), self.layer(&path)))
+            .collect()
     }
 
     fn layer(&self, path: &str) -> Layer {
@@ -145,13 +151,16 @@ impl Settings {
     }
 
     fn apply(&mut self, change: &Override) -> Outcome {
-        let path = self.resolve(&change.path).map_err(|why| Problem::usage(format!("{}: {why}", change.layer)))?;
+        let path =
+            self.resolve(&change.path).map_err(|why| Problem::usage(format!("{}: {why}", change.layer)))?;
         let mut first = None;
         for value in values(&change.text, get(&self.tree, &path)) {
             let mut tree = self.tree.clone();
             set(&mut tree, &path, value);
             match self.retype(tree) {
-                Ok((experiment, tree)) if get(&tree, &path).is_some() || path.starts_with("scaling.resources.") => {
+                Ok((experiment, tree))
+                    if get(&tree, &path).is_some() || path.starts_with("scaling.resources.") =>
+                {
                     (self.experiment, self.tree) = (experiment, tree);
                     self.set.retain(|known, _| !known.starts_with(&format!("{path}.")));
                     self.set.insert(path, change.layer.clone());
@@ -171,7 +180,10 @@ impl Settings {
     fn no_such_key(&self, layer: &Layer, path: &str) -> Problem {
         let known = self.names();
         let short = path.strip_prefix("config.").unwrap_or(path);
-        Problem::usage(format!("{layer}: there is no key `{short}`{}", advice(short, known.iter().map(String::as_str))))
+        Problem::usage(format!(
+            "{layer}: there is no key `{short}`{}",
+            advice(short, known.iter().map(String::as_str))
+        ))
     }
 
     /// All that can be set, shortly named.
@@ -187,9 +199,9 @@ impl Settings {
         let full = SECTIONS.contains(&first);
         let short = get(&self.tree, &below_config).is_some();
         match (full, short) {
-            (true, true) if named != "config" => {
-                Err(format!("`{named}` may be `{below_config}` or the experiment's own `{named}`: set it in the file"))
-            }
+            (true, true) if named != "config" => Err(format!(
+                "`{named}` may be `{below_config}` or the experiment's own `{named}`: set it in the file"
+            )),
             (true, _) => Ok(named.into()),
             (false, true) => Ok(below_config),
             (false, false) => {
@@ -213,7 +225,8 @@ impl Settings {
         let mut experiment: Experiment<Value> = serde_path_to_error::deserialize(tree)
             .map_err(|error| Error::config(error.path().to_string(), error.inner().to_string()))?;
         experiment.config = registry::normalise_for(&experiment.trainable, experiment.config)?;
-        let tree = serde_json::to_value(&experiment).map_err(|error| Error::other("writing the experiment", error))?;
+        let tree = serde_json::to_value(&experiment)
+            .map_err(|error| Error::other("writing the experiment", error))?;
         Ok((experiment, tree))
     }
 
@@ -230,18 +243,24 @@ impl Settings {
 
     /// A key of the file's that its type passes over in silence.
     fn unknown(&self, path: &str) -> Problem {
-        let place = place::find(&self.text, path).map_or(String::new(), |at| format!(":{}:{}", at.line, at.column));
+        let place =
+            place::find(&self.text, path).map_or(String::new(), |at| format!(":{}:{}", at.line, at.column));
         let (parent, key) = path.rsplit_once('.').unwrap_or(("", path));
         let known: Vec<&str> = match get(&self.tree, parent) {
             Some(Value::Object(map)) => map.keys().map(String::as_str).collect(),
             _ => Vec::new(),
         };
-        Problem::usage(format!("{}{place}: there is no key `{key}` in `{parent}`{}", self.file.display(), advice(key, known)))
+        Problem::usage(format!(
+            "{}{place}: there is no key `{key}` in `{parent}`{}",
+            self.file.display(),
+            advice(key, known)
+        ))
     }
 }
 
 fn tree(experiment: &Experiment<Value>) -> Outcome<Value> {
-    serde_json::to_value(experiment).map_err(|error| Problem::failed(format!("cannot write the experiment: {error}")))
+    serde_json::to_value(experiment)
+        .map_err(|error| Problem::failed(format!("cannot write the experiment: {error}")))
 }
 
 /// An error in words, with what was probably meant.
@@ -270,7 +289,8 @@ fn unreadable(file: &Path, text: &str, error: ReadError) -> Problem {
     match error {
         ReadError::Trainable(error @ Error::UnknownTrainable { .. }) => {
             let Error::UnknownTrainable { name, known } = &error else { unreachable!("it was just matched") };
-            let at = place::find(text, "trainable").map_or(String::new(), |at| format!(":{}:{}", at.line, at.column));
+            let at = place::find(text, "trainable")
+                .map_or(String::new(), |at| format!(":{}:{}", at.line, at.column));
             let meant = crate::problem::meant(name, known.iter().map(String::as_str));
             let meant = meant.map_or(String::new(), |meant| format!("; did you mean `{meant}`?"));
             Problem::usage(format!("{file}{at}: {error}{meant}"))
@@ -299,7 +319,10 @@ fn unreadable(file: &Path, text: &str, error: ReadError) -> Problem {
                 E::NoSuchEnumVariant { expected, found, outer } => {
                     back(found);
                     let inside = outer.as_ref().map_or(String::new(), |outer| format!(" of `{outer}`"));
-                    format!("there is no variant `{found}`{inside}{}", advice(found, expected.iter().copied()))
+                    format!(
+                        "there is no variant `{found}`{inside}{}",
+                        advice(found, expected.iter().copied())
+                    )
                 }
                 E::MissingStructField { field, outer } => {
                     let inside = outer.as_ref().map_or(String::new(), |outer| format!(" of `{outer}`"));
@@ -378,7 +401,9 @@ fn set(tree: &mut Value, path: &str, value: Value) {
 /// Resources are written as one string, and are a map to whoever sets one of them.
 fn resources_map(text: &str) -> Value {
     let pairs = text.split(',').filter_map(|item| item.split_once(':'));
-    Value::Object(pairs.map(|(name, amount)| (name.trim().into(), Value::String(amount.trim().into()))).collect())
+    Value::Object(
+        pairs.map(|(name, amount)| (name.trim().into(), Value::String(amount.trim().into()))).collect(),
+    )
 }
 
 /// All values that have no keys below them, by path. A list is one value.
@@ -426,7 +451,10 @@ mod tests {
         let variables = [("REGATTA__run__seed", "7"), ("REGATTA__config__optim__lr", "0.1"), ("HOME", "/")];
         let variables = variables.map(|(name, text)| (name.to_owned(), text.to_owned()));
         let found = Override::from_env(variables);
-        assert_eq!(found.iter().map(|o| o.path.as_str()).collect::<Vec<_>>(), ["config.optim.lr", "run.seed"]);
+        assert_eq!(
+            found.iter().map(|o| o.path.as_str()).collect::<Vec<_>>(),
+            ["config.optim.lr", "run.seed"]
+        );
     }
 
     #[test]

@@ -131,8 +131,17 @@ mod tests {
     #[test]
     fn figures_are_short() {
         assert_eq!([bytes(12), bytes(4_800_000), bytes(2_100_000_000)], ["12 B", "4.8 MB", "2.1 GB"]);
-        assert_eq!([duration(7.2), duration(161.0), duration(7300.0), duration(90_000.0)], ["7s", "2m41s", "2h01m", "1d01h"]);
-        assert_eq!([count(2.14), count(21.4), count(2140.0), count(21_400.0), count(2.1e6)], ["2.1", "21", "2.1k", "21k", "2.1M"]);
-        assert_eq!([figure(3.0), figure(0.0931), figure(1e-5), figure(f64::NAN)], ["3", "0.0931", "1.00e-5", "NaN"]);
+        assert_eq!(
+            [duration(7.2), duration(161.0), duration(7300.0), duration(90_000.0)],
+            ["7s", "2m41s", "2h01m", "1d01h"]
+        );
+        assert_eq!(
+            [count(2.14), count(21.4), count(2140.0), count(21_400.0), count(2.1e6)],
+            ["2.1", "21", "2.1k", "21k", "2.1M"]
+        );
+        assert_eq!(
+            [figure(3.0), figure(0.0931), figure(1e-5), figure(f64::NAN)],
+            ["3", "0.0931", "1.00e-5", "NaN"]
+        );
     }
 }

@@ -79,14 +79,17 @@ fn fit(trainer: Trainer, resumed: Option<&Path>, show: &args::Shown, json: bool)
 
 /// The command that goes on with a run; `{run}` is filled in once its name is known.
 fn resume_command(experiment: &Experiment<Value>, resumed: Option<&Path>) -> String {
-    let program = std::env::args_os().next().map_or("regatta".into(), |arg| arg.to_string_lossy().into_owned());
+    let program =
+        std::env::args_os().next().map_or("regatta".into(), |arg| arg.to_string_lossy().into_owned());
     let storage = &experiment.run.storage;
     let root = if storage.contains("://") && !storage.starts_with("file://") { runs::ROOT } else { storage };
     match resumed {
         Some(folder) if !folder.starts_with(std::env::current_dir().unwrap_or_default().join(runs::ROOT)) => {
             format!("{program} resume {}", folder.display())
         }
-        _ if root.trim_start_matches("./") == runs::ROOT || resumed.is_some() => format!("{program} resume {{run}}"),
+        _ if root.trim_start_matches("./") == runs::ROOT || resumed.is_some() => {
+            format!("{program} resume {{run}}")
+        }
         _ => format!("{program} resume {{run}} --root {root}"),
     }
 }

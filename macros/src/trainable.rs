@@ -74,20 +74,28 @@ fn check(function: &ItemFn) -> Result<Option<&Type>> {
             "a trainable runs on its worker's main thread and cannot be async; make a runtime inside of it",
         ));
     }
-    if let Some(parameter) = signature.generics.params.iter().find(|p| !matches!(p, syn::GenericParam::Lifetime(_))) {
+    if let Some(parameter) =
+        signature.generics.params.iter().find(|p| !matches!(p, syn::GenericParam::Lifetime(_)))
+    {
         return Err(Error::new(
             parameter.span(),
             "a trainable cannot be generic: its worker finds it by its name alone; write one function for each type",
         ));
     }
     if let ReturnType::Default = signature.output {
-        return Err(Error::new(signature.span(), format!("{FORM}; this one returns nothing: let it return `Result<()>`")));
+        return Err(Error::new(
+            signature.span(),
+            format!("{FORM}; this one returns nothing: let it return `Result<()>`"),
+        ));
     }
     let mut inputs = signature.inputs.iter();
     match inputs.next() {
         Some(FnArg::Typed(argument)) if is_context(&argument.ty) => {}
         Some(other) => {
-            return Err(Error::new(other.span(), format!("{FORM}; the first argument is to be `ctx: &mut TrainContext`")));
+            return Err(Error::new(
+                other.span(),
+                format!("{FORM}; the first argument is to be `ctx: &mut TrainContext`"),
+            ));
         }
         None => return Err(Error::new(signature.span(), format!("{FORM}; this one takes no context"))),
     }
@@ -127,28 +135,114 @@ mod tests {
     #[test]
     fn a_wrong_signature_is_told_what_would_be_right() {
         let told = |item| error(TokenStream::new(), item);
-        assert!(told(quote!(struct S;)).contains("no function"));
-        assert!(told(quote!(fn f() -> Result<()> { Ok(()) })).contains("takes no context"));
-        assert!(told(quote!(fn f(ctx: TrainContext) -> Result<()> { Ok(()) })).contains("&mut TrainContext"));
-        assert!(told(quote!(fn f(ctx: &TrainContext) -> Result<()> { Ok(()) })).contains("&mut TrainContext"));
-        assert!(told(quote!(fn f(&mut self) -> Result<()> { Ok(()) })).contains("first argument"));
-        assert!(told(quote!(fn f(ctx: &mut TrainContext) {})).contains("returns nothing"));
-        assert!(told(quote!(async fn f(ctx: &mut TrainContext) -> Result<()> { Ok(()) })).contains("async"));
-        assert!(told(quote!(fn f<T>(ctx: &mut TrainContext, c: T) -> Result<()> { Ok(()) })).contains("generic"));
-        assert!(told(quote!(fn f(ctx: &mut TrainContext, c: &C) -> Result<()> { Ok(()) })).contains("by value"));
-        assert!(told(quote!(fn f(ctx: &mut TrainContext, c: C, d: D) -> Result<()> { Ok(()) })).contains("third"));
-        let fine = quote!(fn f(ctx: &mut TrainContext) -> Result<()> { Ok(()) });
+        assert!(
+            told(quote!(
+                struct S;
+            ))
+            .contains("no function")
+        );
+        assert!(
+            told(quote!(
+                fn f() -> Result<()> {
+                    Ok(())
+                }
+            ))
+            .contains("takes no context")
+        );
+        assert!(
+            told(quote!(
+                fn f(ctx: TrainContext) -> Result<()> {
+                    Ok(())
+                }
+            ))
+            .contains("&mut TrainContext")
+        );
+        assert!(
+            told(quote!(
+                fn f(ctx: &TrainContext) -> Result<()> {
+                    Ok(())
+                }
+            ))
+            .contains("&mut TrainContext")
+        );
+        assert!(
+            told(quote!(
+                fn f(&mut self) -> Result<()> {
+                    Ok(())
+                }
+            ))
+            .contains("first argument")
+        );
+        assert!(
+            told(quote!(
+                fn f(ctx: &mut TrainContext) {}
+            ))
+            .contains("returns nothing")
+        );
+        assert!(
+            told(quote!(
+                async fn f(ctx: &mut TrainContext) -> Result<()> {
+                    Ok(())
+                }
+            ))
+            .contains("async")
+        );
+        assert!(
+            told(quote!(
+                fn f<T>(ctx: &mut TrainContext, c: T) -> Result<()> {
+                    Ok(())
+                }
+            ))
+            .contains("generic")
+        );
+        assert!(
+            told(quote!(
+                fn f(ctx: &mut TrainContext, c: &C) -> Result<()> {
+                    Ok(())
+                }
+            ))
+            .contains("by value")
+        );
+        assert!(
+            told(quote!(
+                fn f(ctx: &mut TrainContext, c: C, d: D) -> Result<()> {
+                    Ok(())
+                }
+            ))
+            .contains("third")
+        );
+        let fine = quote!(
+            fn f(ctx: &mut TrainContext) -> Result<()> {
+                Ok(())
+            }
+        );
         assert!(error(quote!(nmae = "x"), fine.clone()).contains("there is `name"));
         assert!(error(quote!(name = ""), fine).contains("needs a name"));
     }
 
     #[test]
     fn the_function_stays_as_it_is_and_its_entry_follows() {
-        let item = quote!(pub fn f(ctx: &mut TrainContext, c: C) -> Result<u8> { Ok(1) });
+        let item = quote!(
+            pub fn f(ctx: &mut TrainContext, c: C) -> Result<u8> {
+                Ok(1)
+            }
+        );
         let text = expand(quote!(name = "other", crate = regatta_train), item.clone()).unwrap().to_string();
         assert!(text.starts_with(&item.to_string()), "{text}");
-        assert!(text.contains("name : \"other\"") && text.contains("regatta_train :: __private :: train"), "{text}");
-        let alone = expand(quote!(), quote!(fn g(ctx: &mut TrainContext) -> Result<()> { Ok(()) })).unwrap().to_string();
+        assert!(
+            text.contains("name : \"other\"") && text.contains("regatta_train :: __private :: train"),
+            "{text}"
+        );
+        let alone = expand(
+            quote!(),
+            quote!(
+                fn g(ctx: &mut TrainContext) -> Result<()> {
+                    Ok(())
+                }
+            ),
+        )
+        .unwrap()
+        .to_string();
         assert!(alone.contains("NoConfig") && alone.contains(":: regatta ::"), "{alone}");
     }
 }

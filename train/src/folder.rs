@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::config::{Experiment, RunConfig};
+use crate::registry::{self, ReadError};
 use crate::{Error, Result};
 
 /// The resolved configuration, in the run's folder.
@@ -58,7 +59,9 @@ impl RunFolder {
         let (wanted, name) = what.rsplit_once('/').map_or((None, what), |(e, n)| (Some(e), n));
         let experiments = std::fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
         let mut found: Vec<PathBuf> = experiments
-            .filter(|folder| wanted.is_none_or(|wanted| folder.file_name().is_some_and(|name| name == wanted)))
+            .filter(|folder| {
+                wanted.is_none_or(|wanted| folder.file_name().is_some_and(|name| name == wanted))
+            })
             .map(|folder| folder.join(name))
             .filter(|folder| is_run(folder))
             .collect();
@@ -68,7 +71,10 @@ impl RunFolder {
             ([], Some(experiment)) if is_url(&config.storage) => Self::at(&config.storage, experiment, name),
             ([], _) => Err(Error::NoSuchRun {
                 name: what.into(),
-                why: format!("it is no run's folder, and there is none of that name under {}", root.display()),
+                why: format!(
+                    "it is no run's folder, and there is none of that name under {}",
+                    root.display()
+                ),
             }),
             (several, _) => {
                 let all: Vec<String> = several.iter().map(|folder| folder.display().to_string()).collect();
@@ -111,14 +117,16 @@ impl RunFolder {
 
     /// Writes the resolved configuration, which is also the proof that the folder can be written to.
     pub(crate) fn write_config(&self, experiment: &Experiment<Value>) -> Result<()> {
-        let text = ron::ser::to_string_pretty(experiment, ron::ser::PrettyConfig::default())
-            .map_err(|error| Error::other("write the configuration as RON", error))?;
+        let text = registry::to_ron(experiment)?;
         std::fs::write(self.path.join(CONFIG), text).map_err(|source| self.unwritable(source))
     }
 
     fn unwritable(&self, source: std::io::Error) -> Error {
         let path = self.path.display();
-        Error::io(format!("cannot write to the run's folder {path} (choose another place with run.storage)"), source)
+        Error::io(
+            format!("cannot write to the run's folder {path} (choose another place with run.storage)"),
+            source,
+        )
     }
 }
 
@@ -127,7 +135,14 @@ pub fn read_config(folder: &Path) -> Result<Experiment<Value>> {
     let path = folder.join(CONFIG);
     let text = std::fs::read_to_string(&path)
         .map_err(|source| Error::io(format!("read the run's configuration {}", path.display()), source))?;
-    ron::from_str(&text).map_err(|error| Error::other(format!("read {}", path.display()), error))
+    match registry::read(&text) {
+        Ok(read) => Ok(read.experiment),
+        // A run of another program's can still be looked at.
+        Err(ReadError::Trainable(_)) => registry::ron_options()
+            .from_str(&text)
+            .map_err(|error| Error::other(format!("read {}", path.display()), error)),
+        Err(error) => Err(Error::other(format!("read {}", path.display()), error)),
+    }
 }
 
 /// Whether this is a run's folder.
@@ -145,19 +160,50 @@ fn plain(path: &str, name: &str) -> Result<()> {
     if (1..=100).contains(&name.len()) && name.chars().all(good) && !name.starts_with(['.', '-']) {
         return Ok(());
     }
-    let why = format!("{name:?} is no name: use up to 100 letters, digits, `-`, `_` and `.`, not beginning with `.` or `-`");
+    let why = format!(
+        "{name:?} is no name: use up to 100 letters, digits, `-`, `_` and `.`, not beginning with `.` or `-`"
+    );
     Err(Error::config(path, why))
 }
 
 const HOW: [&str; 32] = [
-    "agile", "amber", "bold", "brave", "breezy", "bright", "brisk", "calm", "clever", "coral", "crisp", "deft", "eager",
-    "fair", "fleet", "gentle", "golden", "hardy", "jolly", "keen", "lively", "lucky", "mellow", "nimble", "proud", "quick",
-    "quiet", "silver", "steady", "sunny", "swift", "witty",
+    "agile", "amber", "bold", "brave", "breezy", "bright", "brisk", "calm", "clever", "coral", "crisp",
+    "deft", "eager", "fair", "fleet", "gentle", "golden", "hardy", "jolly", "keen", "lively", "lucky",
+    "mellow", "nimble", "proud", "quick", "quiet", "silver", "steady", "sunny", "swift", "witty",
 ];
 const WHO: [&str; 32] = [
-    "albatross", "auk", "beaver", "cormorant", "curlew", "dolphin", "eider", "gannet", "grebe", "gull", "heron", "kestrel",
-    "kingfisher", "loon", "mallard", "marlin", "merlin", "narwhal", "orca", "osprey", "otter", "pelican", "petrel", "plover",
-    "puffin", "salmon", "seal", "skua", "swan", "tern", "turtle", "walrus",
+    "albatross",
+    "auk",
+    "beaver",
+    "cormorant",
+    "curlew",
+    "dolphin",
+    "eider",
+    "gannet",
+    "grebe",
+    "gull",
+    "heron",
+    "kestrel",
+    "kingfisher",
+    "loon",
+    "mallard",
+    "marlin",
+    "merlin",
+    "narwhal",
+    "orca",
+    "osprey",
+    "otter",
+    "pelican",
+    "petrel",
+    "plover",
+    "puffin",
+    "salmon",
+    "seal",
+    "skua",
+    "swan",
+    "tern",
+    "turtle",
+    "walrus",
 ];
 
 /// A name that people can say: `brisk-otter-4f2a`.
@@ -200,7 +246,8 @@ mod tests {
 
     #[test]
     fn a_url_is_for_checkpoints_and_the_run_itself_is_local() {
-        let config = RunConfig { storage: "s3://bucket/runs/".into(), name: Some("a".into()), ..RunConfig::default() };
+        let config =
+            RunConfig { storage: "s3://bucket/runs/".into(), name: Some("a".into()), ..RunConfig::default() };
         let folder = RunFolder::new(&config, "mnist").unwrap();
         assert_eq!(folder.storage, "s3://bucket/runs/mnist/a");
         assert_eq!(folder.path, std::env::current_dir().unwrap().join("runs/mnist/a"));

@@ -10,7 +10,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use regatta_cluster::gang::state::Event;
 use regatta_cluster::logs::LogLine;
-use regatta_cluster::{Begin, Cause, CauseKind, Control, ControlConfig, Failure, Gang, GangEvent, GangRequest, GangSpec};
+use regatta_cluster::{
+    Begin, Cause, CauseKind, Control, ControlConfig, Failure, Gang, GangEvent, GangRequest, GangSpec,
+};
 use regatta_cluster::{Message, MessageBody, Spawner, Timing, WorkerCommand};
 use serde::de::DeserializeOwned;
 
@@ -139,7 +141,8 @@ impl GangCrew {
         match saying {
             Ok(saying) => CrewEvent::Said { rank, sequence, saying },
             Err(why) => {
-                let text = format!("it said what cannot be read (is it another build of the program?): {why}");
+                let text =
+                    format!("it said what cannot be read (is it another build of the program?): {why}");
                 self.failed(self.cause(rank, CauseKind::Error, text))
             }
         }
@@ -168,7 +171,9 @@ pub(crate) fn request(run: &str, scaling: &ScalingConfig) -> GangRequest {
     GangRequest::new(run, scaling.workers.min(), resources)
         .workers(scaling.workers.min()..=scaling.workers.max())
         .placement(scaling.placement)
-        .patience(Duration::try_from_secs_f64(scaling.patience_seconds).unwrap_or(GangRequest::DEFAULT_PATIENCE))
+        .patience(
+            Duration::try_from_secs_f64(scaling.patience_seconds).unwrap_or(GangRequest::DEFAULT_PATIENCE),
+        )
 }
 
 fn timing(failure: &FailureConfig) -> Timing {
@@ -183,7 +188,8 @@ fn timing(failure: &FailureConfig) -> Timing {
 impl Crew for GangCrew {
     async fn launch(&mut self, start: Start) -> Result<()> {
         self.stop(Duration::ZERO).await?;
-        let config = serde_json::to_vec(&start).map_err(|error| Error::other("write the workers' start", error))?;
+        let config =
+            serde_json::to_vec(&start).map_err(|error| Error::other("write the workers' start", error))?;
         let begin = Begin { trainable: self.plan.trainable.clone(), config, restore: Vec::new() };
         let spec = self.spec(&start);
         (self.attempt, self.generation, self.over) = (start.attempt, start.generation, false);

@@ -111,7 +111,8 @@ pub fn parse<C: DeserializeOwned + Serialize>(text: &str) -> Result<Parsed, Span
     let mut reader = ron::Deserializer::from_str_with_options(text, &options)?;
     let mut ignored = Vec::new();
     let read = serde_ignored::deserialize(&mut reader, |path| ignored.push(tidy(&path)));
-    let file: File<C> = read.and_then(|file| reader.end().map(|()| file)).map_err(|e| reader.span_error(e))?;
+    let file: File<C> =
+        read.and_then(|file| reader.end().map(|()| file)).map_err(|e| reader.span_error(e))?;
     let config = match file.config {
         Some(config) => serde_json::to_value(&config).map_err(|error| error.to_string()),
         // Left out, it is what it is by default, if all of it has defaults.

@@ -55,7 +55,8 @@ impl RunResult {
         let checkpoints = snapshot.checkpoints(None)?.into_iter().filter(|(_, kept)| kept.deleted.is_none());
         let mut ledger = Ledger::default();
         for (name, kept) in checkpoints {
-            let kept = super::controller::ledger::Kept { step: kept.step, iteration: None, metrics: kept.metrics };
+            let kept =
+                super::controller::ledger::Kept { step: kept.step, iteration: None, metrics: kept.metrics };
             ledger.checkpoints.insert(name.to_string(), kept);
         }
         let metrics = snapshot.metrics(None)?.into_iter().map(|(name, metric)| (name, metric.last)).collect();
@@ -71,7 +72,10 @@ impl RunResult {
         };
         let error = run.cause.filter(|_| status == Status::Failed).map(|cause| {
             let tail: String = cause.log.iter().map(|line| format!("  | {line}\n")).collect();
-            Error::other(format!("run {}/{} failed", run.experiment, run.name), format!("{tail}{}", cause.message))
+            Error::other(
+                format!("run {}/{} failed", run.experiment, run.name),
+                format!("{tail}{}", cause.message),
+            )
         });
         Ok(RunResult {
             experiment: run.experiment,
@@ -171,7 +175,8 @@ impl RunResult {
     /// What rank 0's training function returned.
     pub fn value<T: DeserializeOwned>(&self) -> Result<T> {
         let value = self.value.clone().unwrap_or(Value::Null);
-        serde_json::from_value(value).map_err(|error| Error::other("read what the training function returned", error))
+        serde_json::from_value(value)
+            .map_err(|error| Error::other("read what the training function returned", error))
     }
 
     /// A metric in the course of the run, without what was undone by going back to a checkpoint.
@@ -180,7 +185,8 @@ impl RunResult {
         let mut snapshot = reader.snapshot()?;
         let begun: Vec<(u32, u64)> =
             snapshot.attempts(None)?.into_iter().map(|(number, attempt)| (number, attempt.step)).collect();
-        let undone = |point: &Point| begun.iter().any(|&(later, step)| later > point.attempt && point.step > step);
+        let undone =
+            |point: &Point| begun.iter().any(|&(later, step)| later > point.attempt && point.step > step);
         Ok(snapshot.history(None, metric)?.into_iter().filter(|point| !undone(point)).collect())
     }
 }
@@ -204,7 +210,8 @@ type LastWords = (Option<Value>, Option<(StopReason, bool)>);
 fn last_words(snapshot: &mut regatta_track::Snapshot<'_>) -> Result<LastWords> {
     let (mut words, mut after): (LastWords, u64) = ((None, None), 0);
     loop {
-        let page = snapshot.events(&Query { after, limit: 1_000, scope: Some(None), kinds: &["decision"] })?;
+        let page =
+            snapshot.events(&Query { after, limit: 1_000, scope: Some(None), kinds: &["decision"] })?;
         let Some(last) = page.last() else { return Ok(words) };
         after = last.seq;
         for event in page {

@@ -11,11 +11,12 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 
 use crate::callback::Callback;
+use crate::command::{self, CommandCrew, CommandPlan};
 use crate::config::{
-    CheckpointConfig, CommandLine, Experiment, FailureConfig, RunConfig, ScalingConfig, Trainable, Workers,
+    CheckpointConfig, Experiment, FailureConfig, RunConfig, ScalingConfig, Trainable, Workers,
 };
-use crate::controller::drive::{NOT_A_WORKER, Parts, drive};
 use crate::controller::Ending;
+use crate::controller::drive::{NOT_A_WORKER, Parts, drive};
 use crate::crew::Crew;
 use crate::folder::{self, RunFolder};
 use crate::gang::{GangCrew, GangPlan, Site, request};
@@ -109,7 +110,9 @@ impl Trainer {
         let name = entry.map_or_else(|| short_name(type_name::<F>()), |entry| entry.name.to_owned());
         let (config, problem) = match serde_json::to_value(config) {
             Ok(config) => (config, None),
-            Err(error) => (Value::Null, Some(Error::config("config", format!("it cannot be written: {error}")))),
+            Err(error) => {
+                (Value::Null, Some(Error::config("config", format!("it cannot be written: {error}"))))
+            }
         };
         let experiment = Experiment { trainable: Trainable::Function(name), config, ..Experiment::default() };
         let function: Function =
@@ -332,7 +335,7 @@ impl Trainer {
             None => {
                 let name = match &self.experiment.trainable {
                     Trainable::Function(name) => name.clone(),
-                    Trainable::Command(CommandLine(line)) => program_name(line),
+                    Trainable::Command(line) => program_name(line),
                 };
                 RunFolder::new(&self.experiment.run, &name)
             }
@@ -352,11 +355,9 @@ impl Trainer {
             Hands::Other(crew) => Ok(crew),
             Hands::Threads => self.threads(),
             Hands::Processes => {
-                let Trainable::Function(trainable) = &self.experiment.trainable else {
-                    return Err(Error::NotAvailable {
-                        what: "a command as a trainable",
-                        why: "it needs its own crew: give one with Trainer::crew".into(),
-                    });
+                let trainable = match &self.experiment.trainable {
+                    Trainable::Function(trainable) => trainable,
+                    Trainable::Command(line) => return self.commands(line, folder, site),
                 };
                 if self.entry.is_none() {
                     let why = format!(
@@ -382,6 +383,23 @@ impl Trainer {
                 Ok(Box::new(GangCrew::new(plan)))
             }
         }
+    }
+
+    /// The crew of a program in any language.
+    fn commands(&self, line: &str, folder: &RunFolder, site: Option<&Site>) -> Result<Box<dyn Crew>> {
+        let Some(site) = site else {
+            let why = "there is no site for its processes".into();
+            return Err(Error::NotAvailable { what: "a command as a trainable", why });
+        };
+        command::check(&self.experiment)?;
+        let scaling = &self.experiment.scaling;
+        Ok(Box::new(CommandCrew::new(CommandPlan {
+            spawner: site.spawner.clone(),
+            line: line.to_owned(),
+            request: request(&format!("{}/{}", folder.experiment, folder.name), scaling),
+            threads: scaling.threads,
+            logs: folder.path.join("logs"),
+        })))
     }
 
     fn threads(&self) -> Result<Box<dyn Crew>> {
@@ -411,14 +429,18 @@ fn short_name(full: &str) -> String {
 /// What a command's experiment is called.
 fn program_name(line: &str) -> String {
     let words = line.split_whitespace().filter(|word| !word.starts_with('-'));
-    let script = words.clone().find(|word| word.contains('.')).or_else(|| words.clone().next()).unwrap_or("command");
+    let script =
+        words.clone().find(|word| word.contains('.')).or_else(|| words.clone().next()).unwrap_or("command");
     let stem = Path::new(script).file_stem().map(|stem| stem.to_string_lossy().into_owned());
     short_name(&stem.unwrap_or_default())
 }
 
 impl std::fmt::Debug for Trainer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Trainer").field("experiment", &self.experiment).field("resume", &self.resume).finish_non_exhaustive()
+        f.debug_struct("Trainer")
+            .field("experiment", &self.experiment)
+            .field("resume", &self.resume)
+            .finish_non_exhaustive()
     }
 }
 

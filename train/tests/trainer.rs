@@ -10,7 +10,8 @@ use regatta_cluster::CauseKind;
 use regatta_train::metrics::Merge::{Mean, Rank0};
 use regatta_train::wire::{Decision, Restore};
 use regatta_train::{
-    CheckpointConfig, Error, FailureConfig, RunConfig, RunEvent, RunResult, Status, StopReason, Threshold, Trainer,
+    CheckpointConfig, Error, FailureConfig, RunConfig, RunEvent, RunResult, Status, StopReason, Threshold,
+    Trainer,
 };
 use serde_json::Value;
 use support::Move::*;
@@ -154,9 +155,17 @@ fn a_crash_loop_ends_with_its_first_error_and_can_be_resumed() {
     let error = trainer(root.path(), crew).failure(failure.clone()).fit().unwrap_err();
     let text = error.to_string();
     assert!(matches!(error, Error::Failed(_)), "{text}");
-    assert!(text.starts_with("run toy/one (3 failures, and 2 were to be made good (max_failures)) failed, because:"), "{text}");
+    assert!(
+        text.starts_with(
+            "run toy/one (3 failures, and 2 were to be made good (max_failures)) failed, because:"
+        ),
+        "{text}"
+    );
     assert!(text.contains("  | the last line\n"), "{text}");
-    assert!(text.contains("root cause: rank 1 (slot 1, attempt 1) was killed by signal 11 (SIGSEGV"), "{text}");
+    assert!(
+        text.contains("root cause: rank 1 (slot 1, attempt 1) was killed by signal 11 (SIGSEGV"),
+        "{text}"
+    );
 
     let stored = RunResult::open(root.path().join("toy/one")).unwrap();
     assert_eq!((stored.status(), stored.attempts()), (&Status::Failed, 3));
@@ -174,8 +183,11 @@ fn a_crash_loop_ends_with_its_first_error_and_can_be_resumed() {
 #[test]
 fn a_stop_is_graceful_and_the_run_goes_on_where_it_was() {
     let root = root();
-    let crew = Scripted::new(1, |_| vec![Restored, Report(0, 1, 10, LOSS_1)])
-        .on_stop(&[Commit(11), Done(0, 1), Finish]);
+    let crew = Scripted::new(1, |_| vec![Restored, Report(0, 1, 10, LOSS_1)]).on_stop(&[
+        Commit(11),
+        Done(0, 1),
+        Finish,
+    ]);
     let seen = crew.seen();
     let trainer1 = trainer(root.path(), crew);
     let handle = trainer1.handle();
@@ -204,8 +216,11 @@ fn a_stop_is_graceful_and_the_run_goes_on_where_it_was() {
 #[test]
 fn a_goal_that_is_reached_completes_the_run() {
     let root = root();
-    let crew = Scripted::new(2, |_| vec![Report(0, 1, 5, LOSS_1), Report(1, 1, 5, LOSS_3)])
-        .on_stop(&[Done(0, 1), Done(1, 1), Finish]);
+    let crew = Scripted::new(2, |_| vec![Report(0, 1, 5, LOSS_1), Report(1, 1, 5, LOSS_3)]).on_stop(&[
+        Done(0, 1),
+        Done(1, 1),
+        Finish,
+    ]);
     let seen = crew.seen();
     let mut run = RunConfig { storage: root.path().to_str().unwrap().into(), ..RunConfig::default() };
     run.stop.metrics.insert("loss".into(), Threshold::AtMost(2.0));
@@ -219,8 +234,7 @@ fn a_goal_that_is_reached_completes_the_run() {
 fn a_rank_that_does_not_report_is_named() {
     let root = root();
     let crew = Scripted::new(3, |_| vec![Report(0, 1, 5, LOSS_1), Report(2, 1, 5, LOSS_3)]);
-    let failure =
-        FailureConfig { max_failures: 0, report_deadline_seconds: 0.1, ..FailureConfig::default() };
+    let failure = FailureConfig { max_failures: 0, report_deadline_seconds: 0.1, ..FailureConfig::default() };
     let error = trainer(root.path(), crew).failure(failure).fit().unwrap_err();
     assert_eq!(error.to_string(), "report 1 (step 5): rank 1 did not report within 100ms after the first");
 }

@@ -4,7 +4,9 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use regatta_cluster::{Cause, CauseKind, Events, Exit, Failure, Lease, LeaseId, Reason, Spawner, Stream, WorkerEvent};
+use regatta_cluster::{
+    Cause, CauseKind, Events, Exit, Failure, Lease, LeaseId, Reason, Spawner, Stream, WorkerEvent,
+};
 use regatta_track::Metrics;
 use serde_json::Value;
 use tokio::task::JoinHandle;
@@ -119,7 +121,8 @@ impl Attempt {
     /// Passes the wish on, as SIGTERM; what still runs after the grace is ended.
     pub(super) fn ask_to_stop(&mut self, reason: StopReason) {
         if self.stopping.is_none() {
-            let grace = Duration::try_from_secs_f64(self.start.failure.grace_seconds).unwrap_or(Duration::from_secs(30));
+            let grace = Duration::try_from_secs_f64(self.start.failure.grace_seconds)
+                .unwrap_or(Duration::from_secs(30));
             self.stopping = Some(reason);
             self.end_all(grace);
         }
@@ -210,9 +213,11 @@ impl Attempt {
             last.index += 1;
             last.metrics = metrics.iter().map(|(name, value)| (name.as_str(), *value)).collect();
             let first = *last.first.get_or_insert(now);
-            let metrics = last.metrics.iter().map(|(name, value)| (name.clone(), value, Merge::Rank0)).collect();
+            let metrics =
+                last.metrics.iter().map(|(name, value)| (name.clone(), value, Merge::Rank0)).collect();
             let seconds = now.duration_since(first).as_secs_f64();
-            let whole = RankReport { index: last.index, step: last.step, epoch: last.epoch, metrics, seconds };
+            let whole =
+                RankReport { index: last.index, step: last.step, epoch: last.epoch, metrics, seconds };
             let progress = last.progress(now);
             for rank in 0..self.ended.len() as u32 {
                 let metrics = if rank == 0 { whole.metrics.clone() } else { Vec::new() };
@@ -273,7 +278,8 @@ impl Attempt {
         }
         let (step, stopped, checkpoint) = (self.said.step, self.stopping.clone(), self.checkpoint.clone());
         for rank in 0..self.ended.len() as u32 {
-            let done = Done { value: Value::Null, step, stopped: stopped.clone(), checkpoint: checkpoint.clone() };
+            let done =
+                Done { value: Value::Null, step, stopped: stopped.clone(), checkpoint: checkpoint.clone() };
             self.tell(rank, Saying::Done(done));
         }
         self.told.push_back(CrewEvent::Finished);

@@ -57,7 +57,8 @@ impl Contract {
             vars.extend(words.into_iter().map(|(name, word)| (name.into(), word.into())));
             // These programs choose their GPU by their local rank among all that the gang has on the node.
             if local.len() > 1 && local.iter().all(|seat| !seat.gpus.is_empty()) {
-                let gpus: Vec<String> = local.iter().flat_map(|seat| &seat.gpus).map(u32::to_string).collect();
+                let gpus: Vec<String> =
+                    local.iter().flat_map(|seat| &seat.gpus).map(u32::to_string).collect();
                 vars.insert("CUDA_VISIBLE_DEVICES".into(), gpus.join(",").into());
             }
             vars
@@ -85,9 +86,11 @@ mod tests {
     fn ranks_are_told_what_torchrun_tells_them() {
         let seats = vec![seat(0, "a", 0, vec![2]), seat(1, "a", 1, vec![3]), seat(2, "b", 0, vec![])];
         let lease = Lease { id: LeaseId(1), seats };
-        let contract = Contract { run_id: "e/r".into(), restart: 1, max_restarts: 3, local: false, port: 4711 };
+        let contract =
+            Contract { run_id: "e/r".into(), restart: 1, max_restarts: 3, local: false, port: 4711 };
         let slots = contract.slots(&lease);
-        let get = |slot: usize, name: &str| slots[slot].get(name).map(|value| value.to_str().unwrap().to_owned());
+        let get =
+            |slot: usize, name: &str| slots[slot].get(name).map(|value| value.to_str().unwrap().to_owned());
         for (name, values) in [
             ("RANK", ["0", "1", "2"]),
             ("LOCAL_RANK", ["0", "1", "0"]),

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use regatta_checkpoint::{
-    Checkpoint, CheckpointName, Dtype, Encoding, Retention, Save, Saver, SaverConfig, Solo, Tensor, TensorSource, Verify,
-    catalog, recover, store,
+    Checkpoint, CheckpointName, Dtype, Encoding, Retention, Save, Saver, SaverConfig, Solo, Tensor,
+    TensorSource, Verify, catalog, recover, store,
 };
 use regatta_track::Metrics;
 
@@ -41,8 +41,9 @@ pub(super) struct Restored {
 pub(super) fn prepare(start: &Start) -> Result<Option<Restored>> {
     clear(&start.folder)?;
     let incoming = incoming(start);
-    fs::create_dir_all(&incoming)
-        .map_err(|source| Error::io(format!("make the folder for checkpoints {}", incoming.display()), source))?;
+    fs::create_dir_all(&incoming).map_err(|source| {
+        Error::io(format!("make the folder for checkpoints {}", incoming.display()), source)
+    })?;
     let Some((checkpoint, damaged)) = find(start)? else { return Ok(None) };
     let folder = restoring(start);
     unpack(&checkpoint, &folder)?;
@@ -57,7 +58,8 @@ pub(super) fn clear(folder: &Path) -> Result<()> {
         let name = name.to_string_lossy();
         if name.starts_with("incoming.g") || name.starts_with("restored.g") {
             let path = entry.path();
-            fs::remove_dir_all(&path).map_err(|source| Error::io(format!("remove {}", path.display()), source))?;
+            fs::remove_dir_all(&path)
+                .map_err(|source| Error::io(format!("remove {}", path.display()), source))?;
         }
     }
     Ok(())
@@ -77,7 +79,8 @@ fn find(start: &Start) -> Result<Option<(Checkpoint, Vec<String>)>> {
         Restore::From { storage, checkpoint } => named(storage, checkpoint),
         Restore::Newest => match recover::newest(store::open(&start.storage)?, Verify::Full) {
             Ok(found) => {
-                let damaged = found.damaged.iter().map(|d| format!("{}: {}: {}", d.checkpoint, d.file, d.detail));
+                let damaged =
+                    found.damaged.iter().map(|d| format!("{}: {}: {}", d.checkpoint, d.file, d.detail));
                 Ok(Some((found.checkpoint, damaged.collect())))
             }
             Err(regatta_checkpoint::Error::NoCheckpoint { damaged, .. }) if damaged.is_empty() => Ok(None),
@@ -132,7 +135,8 @@ impl Files {
     /// Makes one. A failure is told, and ends nothing.
     pub(super) fn save(&mut self, order: &Order) -> Committed {
         let begun = Instant::now();
-        let seconds = |committed: Committed| Committed { seconds: begun.elapsed().as_secs_f64(), ..committed };
+        let seconds =
+            |committed: Committed| Committed { seconds: begun.elapsed().as_secs_f64(), ..committed };
         match self.try_save(order) {
             Ok(committed) => seconds(committed),
             Err(error) => {
@@ -154,7 +158,8 @@ impl Files {
             .iter()
             .map(|file| Tensor::replicated(&file.name, Dtype::U8, &file.shape, &file.source))
             .collect();
-        let limit = Duration::try_from_secs_f64(self.start.checkpoint.deadline_seconds).unwrap_or(Duration::from_secs(1800));
+        let limit = Duration::try_from_secs_f64(self.start.checkpoint.deadline_seconds)
+            .unwrap_or(Duration::from_secs(1800));
         let mut save = Save::new(order.step, &tensors).state(1, &"files")?;
         for (name, value) in order.metrics.iter() {
             save = save.metric(&**name, value);
@@ -235,8 +240,9 @@ fn below(folder: &Path) -> Result<Vec<Found>> {
         Ok(())
     }
     let mut found = Vec::new();
-    walk(folder, folder, &mut found)
-        .map_err(|source| Error::io(format!("read the checkpoint's files in {}", folder.display()), source))?;
+    walk(folder, folder, &mut found).map_err(|source| {
+        Error::io(format!("read the checkpoint's files in {}", folder.display()), source)
+    })?;
     found.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(found)
 }

@@ -18,7 +18,8 @@ pub(super) fn read(line: &str) -> Option<Result<Said, String>> {
 }
 
 fn understand(text: &str) -> Result<Said, String> {
-    let value: Value = serde_json::from_str(&quoted(text)).map_err(|error| format!("it is no JSON: {error}"))?;
+    let value: Value =
+        serde_json::from_str(&quoted(text)).map_err(|error| format!("it is no JSON: {error}"))?;
     let Value::Object(map) = value else { return Err("it is no JSON object".into()) };
     let mut said = Said::default();
     for (key, value) in map {
@@ -55,7 +56,8 @@ fn quoted(text: &str) -> String {
     let (mut out, mut rest) = (String::with_capacity(text.len() + 8), text);
     let mut inside = false;
     while let Some(c) = rest.chars().next() {
-        let word = ["NaN", "Infinity", "-Infinity"].into_iter().find(|word| !inside && rest.starts_with(word));
+        let word =
+            ["NaN", "Infinity", "-Infinity"].into_iter().find(|word| !inside && rest.starts_with(word));
         let taken = match (c, word) {
             (_, Some(word)) => {
                 out.extend(["\"", word, "\""]);

@@ -65,8 +65,13 @@ fn value(config: &Value, key: &str) -> Result<String> {
         Some(value @ (Value::Number(_) | Value::Bool(_))) => Ok(value.to_string()),
         Some(value) => Err(wrong(&format!("`{{{key}}}` is {value}, which is no single value"))),
         None => {
-            let known: Vec<&str> = config.as_object().into_iter().flatten().map(|(key, _)| key.as_str()).collect();
-            let known = if known.is_empty() { "it has no keys".into() } else { format!("it has {}", known.join(", ")) };
+            let known: Vec<&str> =
+                config.as_object().into_iter().flatten().map(|(key, _)| key.as_str()).collect();
+            let known = if known.is_empty() {
+                "it has no keys".into()
+            } else {
+                format!("it has {}", known.join(", "))
+            };
             Err(wrong(&format!("the configuration has no `{key}` for `{{{key}}}`; {known}")))
         }
     }
@@ -81,8 +86,14 @@ mod tests {
     fn values_are_words_and_never_code() {
         let config = json!({ "lr": 1e-3, "data": { "dir": "a b; rm -rf" }, "list": [1] });
         let words = |line| of(line, &config);
-        assert_eq!(words("python t.py --lr={lr} {data.dir}").unwrap(), ["python", "t.py", "--lr=0.001", "a b; rm -rf"]);
-        assert_eq!(words(r#"sh -c 'echo "{lr}" {{}}' "" a\ b"#).unwrap(), ["sh", "-c", "echo \"0.001\" {}", "", "a b"]);
+        assert_eq!(
+            words("python t.py --lr={lr} {data.dir}").unwrap(),
+            ["python", "t.py", "--lr=0.001", "a b; rm -rf"]
+        );
+        assert_eq!(
+            words(r#"sh -c 'echo "{lr}" {{}}' "" a\ b"#).unwrap(),
+            ["sh", "-c", "echo \"0.001\" {}", "", "a b"]
+        );
         for (line, why) in [
             ("x {momentum}", "no `momentum`"),
             ("x {lr", "not closed"),

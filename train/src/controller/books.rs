@@ -135,7 +135,13 @@ impl Books {
     /// Begins to open the store.
     pub(super) fn open(opening: Opening) -> Self {
         let opening = tokio::task::spawn_blocking(move || opening.run());
-        Books { opened: None, opening: Some(opening), backlog: Vec::new(), tickets: VecDeque::new(), appended: 0 }
+        Books {
+            opened: None,
+            opening: Some(opening),
+            backlog: Vec::new(),
+            tickets: VecDeque::new(),
+            appended: 0,
+        }
     }
 
     /// Waits until the store is open and everything that was said so far is durable.
@@ -186,7 +192,8 @@ impl Books {
             None => std::future::pending().await,
         }
         let committed = self.committed();
-        while self.tickets.front().is_some_and(|(_, ticket)| ticket.seq().is_none_or(|seq| seq <= committed)) {
+        while self.tickets.front().is_some_and(|(_, ticket)| ticket.seq().is_none_or(|seq| seq <= committed))
+        {
             self.tickets.pop_front();
         }
         Ok(())

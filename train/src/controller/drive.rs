@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use regatta_checkpoint::catalog;
 use regatta_cluster::{CauseKind, Failure};
-use regatta_track::event::{Cause, CheckpointCommitted, CheckpointDeleted, Decision as Decided, Report, RunEnvironment};
+use regatta_track::event::{
+    Cause, CheckpointCommitted, CheckpointDeleted, Decision as Decided, Report, RunEnvironment,
+};
 use regatta_track::{Draft, Metrics, Timestamp};
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -88,8 +90,13 @@ pub(crate) async fn drive(mut parts: Parts) -> Result<Ending> {
     let seed = parts.experiment.run.seed;
     let path = folder.path.clone();
     let environment = tokio::task::spawn_blocking(move || Environment::record(seed, &path));
-    let begun =
-        RunEvent::Begun { experiment: &folder.experiment, run: &folder.name, folder: &folder.path, seed, resumed: resume };
+    let begun = RunEvent::Begun {
+        experiment: &folder.experiment,
+        run: &folder.name,
+        folder: &folder.path,
+        seed,
+        resumed: resume,
+    };
     parts.callbacks.iter_mut().for_each(|callback| callback.on(&begun));
     let plan = Plan {
         run: format!("{}/{}", folder.experiment, folder.name),
@@ -126,11 +133,8 @@ impl Drive {
             }
         }
         let Drive { parts: Parts { mut callbacks, .. }, machine, mut books, mut environment, .. } = self;
-        let mut ending = machine.into_ending().unwrap_or(Ending {
-            status: Status::Failed,
-            error: None,
-            value: None,
-        });
+        let mut ending =
+            machine.into_ending().unwrap_or(Ending { status: Status::Failed, error: None, value: None });
         if let Some(handle) = environment.take()
             && let Ok(environment) = handle.await
         {
@@ -175,7 +179,8 @@ impl Drive {
             return;
         }
         if let (Phase::Stopping, Some(reason)) = (after, self.machine.stopping().cloned()) {
-            let grace = Duration::try_from_secs_f64(self.parts.experiment.failure.grace_seconds).unwrap_or_default();
+            let grace =
+                Duration::try_from_secs_f64(self.parts.experiment.failure.grace_seconds).unwrap_or_default();
             self.tell(&RunEvent::Stopping { reason: &reason, grace });
         }
         if after == Phase::Recovering {
@@ -255,7 +260,8 @@ impl Drive {
         let gone = stopping.await.unwrap_or_else(|_| {
             let waited = grace + DOWN_WITHIN;
             let detail = ": something of them hangs in the kernel".into();
-            Err(regatta_cluster::Error::Timeout { operation: "the end of the workers", waited, detail }.into())
+            Err(regatta_cluster::Error::Timeout { operation: "the end of the workers", waited, detail }
+                .into())
         });
         self.compare().await;
         self.feed(Input::Gone(gone)).await;
@@ -360,7 +366,8 @@ impl Drive {
                 self.feed(Input::Finished { value, stopped }).await;
             }
             None => {
-                let why = "the crew ended without a word: this is a fault of the program, not of its configuration";
+                let why =
+                    "the crew ended without a word: this is a fault of the program, not of its configuration";
                 self.failed(ProblemKind::Failure, Error::other("drive the run", why)).await;
             }
         }

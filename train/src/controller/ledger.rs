@@ -151,7 +151,9 @@ mod tests {
     #[test]
     fn the_newest_checkpoint_is_that_of_the_newest_generation() {
         let mut ledger = Ledger::default();
-        for (name, step) in [("step-000200.g1.01", 200), ("step-000110.g2.01", 110), ("step-000100.g2.02", 100)] {
+        for (name, step) in
+            [("step-000200.g1.01", 200), ("step-000110.g2.01", 110), ("step-000100.g2.02", 100)]
+        {
             let committed = CheckpointCommitted { id: name.into(), step, ..Default::default() };
             ledger.apply(1, second(1), &committed.into());
         }

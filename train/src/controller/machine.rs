@@ -441,7 +441,9 @@ impl Machine {
         self.end_attempt(outcome, Some(cause));
         let error = match (self.first.take(), before) {
             (Some(first), _) => first,
-            (None, Some(first)) => Error::other("the first failure, under an earlier controller", first.message),
+            (None, Some(first)) => {
+                Error::other("the first failure, under an earlier controller", first.message)
+            }
             (None, None) => error,
         };
         match self.stopping.take() {

@@ -125,10 +125,8 @@ impl Merger {
     /// The ranks that have not made the report at this place, in words.
     fn missing(&self, place: usize) -> String {
         let index = self.merged + 1 + place as u64;
-        let ranks: Vec<String> = (0..self.world)
-            .filter(|&rank| self.made[rank].0 < index)
-            .map(|rank| rank.to_string())
-            .collect();
+        let ranks: Vec<String> =
+            (0..self.world).filter(|&rank| self.made[rank].0 < index).map(|rank| rank.to_string()).collect();
         if ranks.len() == 1 { format!("rank {}", ranks[0]) } else { format!("ranks {}", ranks.join(", ")) }
     }
 
@@ -145,7 +143,10 @@ fn merge(parts: Vec<RankReport>) -> Result<Merged> {
     let wrong = |why: String| Err(Error::Report { index: first.index, step: first.step, why });
     for (rank, part) in parts.iter().enumerate().skip(1) {
         if part.step != first.step {
-            return wrong(format!("rank {rank} made it at step {}, rank 0 at step {}", part.step, first.step));
+            return wrong(format!(
+                "rank {rank} made it at step {}, rank 0 at step {}",
+                part.step, first.step
+            ));
         }
         if let Some(why) = difference(first, part) {
             return wrong(format!("rank {rank} {why}"));
@@ -184,10 +185,9 @@ fn difference(first: &RankReport, part: &RankReport) -> Option<String> {
             Some(_) => {}
         }
     }
-    let stranger = part
-        .metrics
-        .iter()
-        .find(|(name, _, rule)| *rule != Merge::Rank0 && rule_in(first, name).is_none_or(|r| r == Merge::Rank0))?;
+    let stranger = part.metrics.iter().find(|(name, _, rule)| {
+        *rule != Merge::Rank0 && rule_in(first, name).is_none_or(|r| r == Merge::Rank0)
+    })?;
     Some(format!("reported `{}`, which rank 0 did not", stranger.0))
 }
 
@@ -250,10 +250,19 @@ mod tests {
             merger.report(at(0), 0, report(1, &one)).unwrap();
             text(merger.report(at(0), 1, second))
         };
-        assert!(differ(RankReport { step: 11, ..report(1, &one) }).contains("rank 1 made it at step 11, rank 0 at step 10"));
+        assert!(
+            differ(RankReport { step: 11, ..report(1, &one) })
+                .contains("rank 1 made it at step 11, rank 0 at step 10")
+        );
         assert!(differ(report(1, &[])).contains("rank 1 left out `loss`"));
-        assert!(differ(report(1, &[("loss", 1.0, Merge::Sum)])).contains("rank 1 merges `loss` by Sum, and rank 0 by Mean"));
-        assert!(differ(report(1, &[one[0], ("x", 0.0, Merge::Sum)])).contains("rank 1 reported `x`, which rank 0 did not"));
+        assert!(
+            differ(report(1, &[("loss", 1.0, Merge::Sum)]))
+                .contains("rank 1 merges `loss` by Sum, and rank 0 by Mean")
+        );
+        assert!(
+            differ(report(1, &[one[0], ("x", 0.0, Merge::Sum)]))
+                .contains("rank 1 reported `x`, which rank 0 did not")
+        );
         assert!(differ(report(2, &one)).contains("this is not the next"));
     }
 

@@ -9,7 +9,9 @@ use regatta_track::{Draft, Event, Timestamp};
 use serde_json::Value;
 
 use super::ledger::Ledger;
-use super::machine::{Action, Ending, Input, LONGEST_BACKOFF, Machine, Phase, Plan, Problem, ProblemKind, Status};
+use super::machine::{
+    Action, Ending, Input, LONGEST_BACKOFF, Machine, Phase, Plan, Problem, ProblemKind, Status,
+};
 use crate::config::{FailureConfig, StopConfig};
 use crate::wire::{Decision, StopReason};
 use crate::{Error, Result};
@@ -186,7 +188,12 @@ impl World {
                 self.first = None;
                 let (step, generation) = (self.commits, self.machine.ledger().generation);
                 let id = format!("step-{step:06}.g{generation}.{step:x}");
-                self.input(Input::Committed(CheckpointCommitted { id, step, generation, ..Default::default() }));
+                self.input(Input::Committed(CheckpointCommitted {
+                    id,
+                    step,
+                    generation,
+                    ..Default::default()
+                }));
             }
             Step::Fail(kind) if matches!(self.crew, Crew::Placing | Crew::Joining | Crew::Running) => {
                 self.failures += 1;
@@ -363,7 +370,10 @@ fn the_first_cause_is_told_with_the_budget_that_was_spent() {
         ]
     );
     let ending = world.ending();
-    assert_eq!((ending.status, ending.error.unwrap().to_string()), (Status::Failed, "rank 0: failure 1".to_owned()));
+    assert_eq!(
+        (ending.status, ending.error.unwrap().to_string()),
+        (Status::Failed, "rank 0: failure 1".to_owned())
+    );
 }
 
 #[test]

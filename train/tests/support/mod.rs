@@ -99,15 +99,18 @@ impl Scripted {
         for next in moves {
             match next {
                 Move::Report(rank, index, step, figures) => {
-                    let metrics = figures.iter().map(|&(name, value, rule)| (name.into(), value, rule)).collect();
+                    let metrics =
+                        figures.iter().map(|&(name, value, rule)| (name.into(), value, rule)).collect();
                     let report = RankReport { index, step, epoch: 0, metrics, seconds: index as f64 };
                     self.say(rank, Saying::Told(FromRank::Report(report)));
                 }
                 Move::Restored => {
                     let store = store::open(&self.start.as_ref().unwrap().storage).unwrap();
-                    let newest = regatta_checkpoint::recover::newest(store, regatta_checkpoint::Verify::Full).ok();
+                    let newest =
+                        regatta_checkpoint::recover::newest(store, regatta_checkpoint::Verify::Full).ok();
                     let newest = newest.map(|found| found.checkpoint.name().clone());
-                    let (step, checkpoint) = (newest.as_ref().map_or(0, |n| n.step), newest.map(|n| n.to_string()));
+                    let (step, checkpoint) =
+                        (newest.as_ref().map_or(0, |n| n.step), newest.map(|n| n.to_string()));
                     self.say(0, Saying::Told(FromRank::Restored { checkpoint, step, damaged: Vec::new() }));
                 }
                 Move::Commit(step) => {
