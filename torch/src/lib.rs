@@ -7,6 +7,7 @@
 //! - [`rng`]: random state read and restored; seeding; deterministic mode.
 //! - [`memory`] and [`threads`]: channels-last, pinned memory, tensors over foreign memory, worker threads.
 //! - [`cuda`]: streams, events, and whole training steps as CUDA graphs.
+//! - [`loader`]: datasets of tensors, and batches that are on the device before they are wanted.
 //! - [`params`] and [`state`]: a model's tensors by name, in and out of plain bytes.
 //!
 //! Tensors are [`tch::Tensor`]s. One build serves machines with and without a GPU: where something is missing the same
@@ -39,6 +40,7 @@ pub mod amp;
 pub mod autograd;
 pub mod cuda;
 mod error;
+pub mod loader;
 pub mod memory;
 pub mod optim;
 pub mod params;

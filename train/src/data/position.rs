@@ -205,6 +205,22 @@ impl Position {
     }
 }
 
+impl crate::Stateful for Position {
+    fn values(&self) -> crate::Result<serde_json::Value> {
+        serde_json::to_value(self.cursor()?)
+            .map_err(|error| crate::Error::other("saving the position in the data", error))
+    }
+
+    fn load(&mut self, saved: &dyn crate::SavedPart) -> crate::Result<()> {
+        let cursor = Cursor::deserialize(saved.values()).map_err(|error| saved.misfit(error.to_string()))?;
+        self.seek(&cursor).map_err(|error| saved.misfit(error.to_string()))
+    }
+
+    fn epoch_done(&self) -> Option<bool> {
+        Some(Position::epoch_done(self))
+    }
+}
+
 /// What the current batch's mean loss must be multiplied by, so that the mean over the ranks' gradients is that over the
 /// global batch. 1 but for the last batch of an epoch, and where batches do not divide evenly. A handle: clones are the same.
 #[derive(Debug, Clone)]
