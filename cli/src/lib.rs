@@ -110,7 +110,9 @@ fn checkpoints(mut command: regatta_checkpoint::cli::Command, json: bool) -> Out
 }
 
 fn command(program: &str) -> clap::Command {
-    Cli::command().name(program.to_owned()).bin_name(program.to_owned())
+    // A name for as long as the process lives.
+    let name: &'static str = Box::leak(program.to_owned().into_boxed_str());
+    Cli::command().name(name).bin_name(name)
 }
 
 /// What the user calls this program.
