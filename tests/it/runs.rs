@@ -32,6 +32,19 @@ fn a_run_is_trained_and_told_of() {
     place.run(&["show", "fist"]).code(2).says("did you mean `first`?");
 }
 
+/// A rank that is ahead writes for the next save while rank 0 still clears up after the one before.
+#[test]
+fn saves_in_quick_succession_leave_each_other_alone() {
+    let place = Place::new();
+    place.write("a.ron", SUMS);
+    let ran = place
+        .run(&["train", "a.ron", "--workers", "2", "checkpoint.every=Steps(1)", "--name", "many"])
+        .code(0);
+    assert!(!ran.err.contains("could not be saved"), "{}", ran.err);
+    let shown = place.run(&["show", "many", "--json"]).code(0).json();
+    assert_eq!(shown["checkpoints"].as_array().unwrap().len(), 20, "{shown}");
+}
+
 #[test]
 fn a_stopped_run_says_how_to_resume_it_and_comes_to_the_same_end() {
     let place = Place::new();
