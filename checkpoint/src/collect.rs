@@ -96,7 +96,9 @@ fn judge_torn(folder: &Listed, policy: &Policy<'_>, newest: u64) -> (bool, Strin
     }
     match policy.torn {
         Torn::Fenced
-            if policy.live.is_some_and(|live| live.generation == generation && folder.name.id < live.id) =>
+            if policy
+                .live
+                .is_some_and(|live| live.generation == generation && age(&folder.name) < age(live)) =>
         {
             (true, format!("{what}, and its save is over"))
         }
@@ -105,6 +107,11 @@ fn judge_torn(folder: &Listed, policy: &Policy<'_>, newest: u64) -> (bool, Strin
         }
         _ => (false, format!("{what}, but its save may be under way")),
     }
+}
+
+/// The order in which a generation's saves began: their ids count up in hexadecimal digits, as many as it takes.
+fn age(name: &CheckpointName) -> (usize, &str) {
+    (name.id.len(), &name.id)
 }
 
 /// Removes what was decided; returns what could not be.
