@@ -51,10 +51,17 @@ pub struct Reducer<'a> {
 
 impl Reducer<'_> {
     /// Over these parameters, which get hooks.
-    pub fn new<'a>(hub: &'a Hub, rank: usize, world: usize, parameters: &[Tensor], how: Settings) -> Reducer<'a> {
+    pub fn new<'a>(
+        hub: &'a Hub,
+        rank: usize,
+        world: usize,
+        parameters: &[Tensor],
+        how: Settings,
+    ) -> Reducer<'a> {
         let pointers: Vec<_> = parameters.iter().map(|p| p.as_ptr()).collect();
         let Settings { first_bucket, bucket, find_unused } = how;
-        let settings = sys::Settings { rank: rank as c_int, size: world as c_int, first_bucket, bucket, find_unused };
+        let settings =
+            sys::Settings { rank: rank as c_int, size: world as c_int, first_bucket, bucket, find_unused };
         let mut raw = std::ptr::null_mut();
         // SAFETY: the tensors are alive and the list is as long as is said.
         check(unsafe { sys::oracle_new(hub.0, &settings, pointers.as_ptr(), pointers.len(), &mut raw) });

@@ -25,6 +25,10 @@ unsafe extern "C" {
     ) -> *mut c_char;
     pub(crate) fn oracle_delete(reducer: *mut c_void);
     pub(crate) fn oracle_before(reducer: *mut c_void) -> *mut c_char;
-    pub(crate) fn oracle_after(reducer: *mut c_void, output: *const C_tensor, find_unused: bool) -> *mut c_char;
+    pub(crate) fn oracle_after(
+        reducer: *mut c_void,
+        output: *const C_tensor,
+        find_unused: bool,
+    ) -> *mut c_char;
     pub(crate) fn oracle_free(message: *mut c_char);
 }

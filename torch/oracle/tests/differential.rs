@@ -95,7 +95,14 @@ fn by_the_oracle(world: usize, find_unused: bool, uses: Uses) -> Vec<History> {
         history
     };
     std::thread::scope(|scope| {
-        let ranks: Vec<_> = (0..world).map(|r| scope.spawn({ let rank = &rank; move || rank(r) })).collect();
+        let ranks: Vec<_> = (0..world)
+            .map(|r| {
+                scope.spawn({
+                    let rank = &rank;
+                    move || rank(r)
+                })
+            })
+            .collect();
         ranks.into_iter().map(|r| r.join().unwrap()).collect()
     })
 }

@@ -42,6 +42,7 @@ mod agree;
 mod arena;
 mod buffers;
 mod config;
+mod gpu;
 mod plan;
 mod power;
 mod present;
@@ -54,6 +55,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use regatta_comm::ProcessGroup;
+use regatta_comm::nccl::DeviceGroup;
 use tch::Tensor;
 use tch::nn::VarStore;
 
@@ -99,7 +101,28 @@ struct Many {
 
 impl DataParallel {
     /// All ranks together. Checks that they have the same model, and gives them rank 0's values.
+    ///
+    /// Gradients on a CUDA device go through pinned memory: use [`with_nccl`](DataParallel::with_nccl) where every rank has a GPU.
     pub fn new(vs: &VarStore, group: ProcessGroup, config: DataParallelConfig) -> Result<DataParallel> {
+        DataParallel::build(vs, group, config, None)
+    }
+
+    /// The same for parameters on CUDA devices, whose gradients go through NCCL. `group` is of the same ranks, and carries everything else.
+    pub fn with_nccl(
+        vs: &VarStore,
+        group: ProcessGroup,
+        nccl: DeviceGroup,
+        config: DataParallelConfig,
+    ) -> Result<DataParallel> {
+        DataParallel::build(vs, group, config, Some(nccl))
+    }
+
+    fn build(
+        vs: &VarStore,
+        group: ProcessGroup,
+        config: DataParallelConfig,
+        nccl: Option<DeviceGroup>,
+    ) -> Result<DataParallel> {
         let all = params::parameters(vs);
         let buffers = params::buffers(vs);
         let parameters: Vec<Parameter> = (all.iter())
@@ -108,7 +131,16 @@ impl DataParallel {
             .collect();
         let many = match group.world_size() {
             1 => None,
-            _ => Some(Many::new(&group, &config, &all, &buffers, &parameters)?),
+            _ => {
+                let many = Many::new(&group, &config, &all, &buffers, &parameters, nccl);
+                // What a difference between models is, all know; what else fails here may be this rank's own.
+                many.inspect_err(|error| {
+                    if !all_know(error) {
+                        group.abort(&format!("it could not set up data parallelism: {error}"));
+                    }
+                })
+                .map(Some)?
+            }
         };
         let shared = |_: &Parameter| config.buffers != Buffers::Leave;
         let replicated = all.into_iter().chain(buffers.into_iter().filter(shared)).collect();
@@ -168,7 +200,8 @@ impl DataParallel {
     pub fn join(&self, mut step: impl FnMut() -> Result<()>) -> Result<u64> {
         let Some(many) = &self.many else { return Ok(0) };
         if !self.config.uneven {
-            let why = "ranks that do not ask each other who is left cannot be joined: set `uneven`".to_owned();
+            let why =
+                "ranks that do not ask each other who is left cannot be joined: set `uneven`".to_owned();
             return Err(Error::Argument { what: "DataParallel::join", why });
         }
         self.accumulated.store(false, Ordering::Relaxed);
@@ -280,9 +313,7 @@ impl DataParallel {
     fn settle<T>(&self, outcome: Result<T>) -> Result<T> {
         let (Err(error), Some(many)) = (&outcome, &self.many) else { return outcome };
         many.lock().give_up();
-        let all_know =
-            matches!(error, Error::NotFinite { .. } | Error::Unused { .. } | Error::Replica { .. } | Error::Group(_));
-        if !all_know {
+        if !all_know(error) {
             self.group.abort(&format!("its backward pass failed: {error}"));
         }
         outcome
@@ -296,8 +327,10 @@ impl Many {
         all: &[Parameter],
         buffers: &[Parameter],
         parameters: &[Parameter],
+        nccl: Option<DeviceGroup>,
     ) -> Result<Many> {
-        let role = |tensor: &Tensor| if tensor.requires_grad() { "a parameter," } else { "a frozen parameter," };
+        let role =
+            |tensor: &Tensor| if tensor.requires_grad() { "a parameter," } else { "a frozen parameter," };
         let mut lines = vec![("the configuration".to_owned(), format!("{config:?}"))];
         lines.extend(all.iter().map(|(name, tensor)| agree::describe(name, tensor, role(tensor))));
         lines.extend(buffers.iter().map(|(name, tensor)| agree::describe(name, tensor, "a buffer,")));
@@ -307,7 +340,13 @@ impl Many {
             let why = match reducible(tensor.kind()) {
                 None => format!("{name} is of {:?}, whose gradients cannot be averaged", tensor.kind()),
                 Some(_) if !Spec::like(tensor).is_dense() => {
-                    format!("{name} shares memory among its elements or leaves gaps (strides {:?})", tensor.stride())
+                    format!(
+                        "{name} shares memory among its elements or leaves gaps (strides {:?})",
+                        tensor.stride()
+                    )
+                }
+                Some(_) if tensor.device() != parameters[0].1.device() => {
+                    format!("{name} is on {:?}, others on {:?}", tensor.device(), parameters[0].1.device())
                 }
                 Some(_) => continue,
             };
@@ -321,7 +360,7 @@ impl Many {
         buffers::copy_from(group, &first, 0)?;
         let synced = Synced::new(group, &detached(buffers))?;
         let owned = parameters.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
-        let reducer = Arc::new(Mutex::new(Reducer::new(group.clone(), config.clone(), owned)?));
+        let reducer = Arc::new(Mutex::new(Reducer::new(group.clone(), config.clone(), owned, nccl)?));
         let hooks = (parameters.iter().enumerate())
             .map(|(index, (_, tensor))| {
                 let reducer = reducer.clone();
@@ -341,6 +380,11 @@ impl Many {
 fn lock(reducer: &Mutex<Reducer>) -> MutexGuard<'_, Reducer> {
     // After a panic inside the pass has failed, and the next begins from nothing.
     reducer.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether an error comes to all ranks by itself.
+fn all_know(error: &Error) -> bool {
+    matches!(error, Error::NotFinite { .. } | Error::Unused { .. } | Error::Replica { .. } | Error::Group(_))
 }
 
 fn value_of(loss: &Tensor) -> Result<f64> {

@@ -35,20 +35,26 @@ impl Account {
 
 /// The first thing that is wrong, the same for all who have the same accounts.
 pub(super) fn verdict(accounts: &[Account], names: &[&str], step: u64) -> Result<()> {
-    let named = |p: usize| vec![names.get(p).copied().unwrap_or("a parameter that is not known here").to_owned()];
+    let named =
+        |p: usize| vec![names.get(p).copied().unwrap_or("a parameter that is not known here").to_owned()];
     for (rank, account) in accounts.iter().enumerate() {
         if let Some(p) = account.missing {
             let why = "the backward pass did not reach what it should; leave it out of the model, freeze it, or set `unused` to Static or Find";
             return Err(Error::Unused { rank, parameters: named(p), why });
         }
         if let Some(p) = account.surprise {
-            let why = "the backward pass reached what no rank had reached in the first pass; set `unused` to Find";
+            let why =
+                "the backward pass reached what no rank had reached in the first pass; set `unused` to Find";
             return Err(Error::Unused { rank, parameters: named(p), why });
         }
     }
     for (rank, account) in accounts.iter().enumerate() {
         if let Some(loss) = account.loss.filter(|loss| !loss.is_finite()) {
-            return Err(Error::NotFinite { step, rank: Some(rank), what: format!("the loss of rank {rank} ({loss})") });
+            return Err(Error::NotFinite {
+                step,
+                rank: Some(rank),
+                what: format!("the loss of rank {rank} ({loss})"),
+            });
         }
     }
     Ok(())

@@ -32,7 +32,9 @@ fn a_failure_of_one_ranks_own_is_told_to_the_others() {
     for (rank, outcome) in outcomes.into_iter().enumerate() {
         match outcome.unwrap_err() {
             Error::Hook(inner) if rank == 1 => assert_eq!(inner.to_string(), "a hook of the user's"),
-            Error::Group(regatta_comm::Error::Aborted { by: 1, reason, .. }) => assert!(reason.contains("a hook of the user's"), "{reason}"),
+            Error::Group(regatta_comm::Error::Aborted { by: 1, reason, .. }) => {
+                assert!(reason.contains("a hook of the user's"), "{reason}")
+            }
             other => panic!("rank {rank}: {other}"),
         }
     }

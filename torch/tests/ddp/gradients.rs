@@ -34,7 +34,9 @@ fn gradients_are_the_mean_in_rank_order_and_stay_in_one_place() {
             let mut all = Vec::new();
             for _ in 0..3 {
                 model.backward(&net.loss(&x, &y))?;
-                places.push(params::parameters(&net.vs).iter().map(|(_, p)| p.grad().data_ptr() as usize).collect());
+                places.push(
+                    params::parameters(&net.vs).iter().map(|(_, p)| p.grad().data_ptr() as usize).collect(),
+                );
                 all.push(gradients(&net));
             }
             Ok::<(Vec<Vec<usize>>, _), Error>((places, all))
@@ -51,7 +53,10 @@ fn gradients_are_the_mean_in_rank_order_and_stay_in_one_place() {
                     for (i, value) in mean.iter().enumerate() {
                         let sum = (0..world).map(|r| alone[r][p][i]).reduce(|a, b| a + b).unwrap();
                         let expected = sum / world as f32;
-                        assert!((value - expected).abs() <= 1e-7 + expected.abs() * 1e-6, "{value} {expected}");
+                        assert!(
+                            (value - expected).abs() <= 1e-7 + expected.abs() * 1e-6,
+                            "{value} {expected}"
+                        );
                     }
                 }
             }
@@ -119,7 +124,11 @@ struct Branches {
 impl Branches {
     fn new() -> Branches {
         let vs = VarStore::new(Device::Cpu);
-        let zero = nn::LinearConfig { ws_init: nn::Init::Const(0.5), bs_init: Some(nn::Init::Const(0.1)), bias: true };
+        let zero = nn::LinearConfig {
+            ws_init: nn::Init::Const(0.5),
+            bs_init: Some(nn::Init::Const(0.1)),
+            bias: true,
+        };
         let layer = |name: &str| nn::linear(vs.root() / name, 3, 1, zero);
         let (left, right, never) = (layer("left"), layer("right"), layer("never"));
         Branches { vs, left, right, never }
@@ -144,11 +153,17 @@ fn an_unused_parameter_is_named_on_all_ranks_and_nobody_hangs() {
         let rank = group.rank();
         let net = Branches::new();
         let model = DataParallel::new(&net.vs, group, config())?;
-        let all = |net: &Branches| net.loss(true, true) + net.never.ws.sum(Kind::Float) + net.never.bs.as_ref().unwrap().sum(Kind::Float);
+        let all = |net: &Branches| {
+            net.loss(true, true)
+                + net.never.ws.sum(Kind::Float)
+                + net.never.bs.as_ref().unwrap().sum(Kind::Float)
+        };
         model.backward(&all(&net))?;
         // Rank 1 alone leaves one out.
         let loss = if rank == 1 { all(&net) - net.loss(false, true) + 0.0 } else { all(&net) };
-        let without = net.loss(true, false) + net.never.ws.sum(Kind::Float) + net.never.bs.as_ref().unwrap().sum(Kind::Float);
+        let without = net.loss(true, false)
+            + net.never.ws.sum(Kind::Float)
+            + net.never.bs.as_ref().unwrap().sum(Kind::Float);
         let failed = model.backward(if rank == 1 { &without } else { &loss });
         // The group is still good.
         model.backward(&all(&net))?;
@@ -164,7 +179,8 @@ fn unused_parameters_are_found_in_every_pass() {
     let outcomes = ranks(2, |group| {
         let rank = group.rank();
         let net = Branches::new();
-        let model = DataParallel::new(&net.vs, group, DataParallelConfig { unused: Unused::Find, ..config() })?;
+        let model =
+            DataParallel::new(&net.vs, group, DataParallelConfig { unused: Unused::Find, ..config() })?;
         for round in 0..3 {
             // Left on both ranks, right on one that changes.
             model.backward(&net.loss(true, rank == round % 2))?;
@@ -184,7 +200,8 @@ fn unused_parameters_that_stay_the_same_are_found_once() {
     let outcomes = ranks(2, |group| {
         let rank = group.rank();
         let net = Branches::new();
-        let model = DataParallel::new(&net.vs, group, DataParallelConfig { unused: Unused::Static, ..config() })?;
+        let model =
+            DataParallel::new(&net.vs, group, DataParallelConfig { unused: Unused::Static, ..config() })?;
         for _ in 0..3 {
             model.backward(&net.loss(true, rank == 0))?;
             assert_eq!(floats(&net.left.ws.grad()), [1.0; 3]);
@@ -193,11 +210,15 @@ fn unused_parameters_that_stay_the_same_are_found_once() {
         }
         let missing = model.backward(&net.loss(rank == 0, true));
         assert!(matches!(&missing, Err(Error::Unused { rank: 1, .. })), "{missing:?}");
-        model.backward(&(net.loss(true, rank == 0) + net.never.ws.sum(Kind::Float) * rank as f64))
+        model
+            .backward(&(net.loss(true, rank == 0) + net.never.ws.sum(Kind::Float) * rank as f64))
             .and_then(|()| model.backward(&(net.loss(true, rank == 0) + net.never.ws.sum(Kind::Float))))
     });
     let error = same_error(outcomes);
-    assert!(error.to_string().contains("no rank had reached") && error.to_string().contains("never.weight"), "{error}");
+    assert!(
+        error.to_string().contains("no rank had reached") && error.to_string().contains("never.weight"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -222,7 +243,11 @@ fn losses_and_gradients_that_are_not_finite_are_the_same_error_at_the_same_step(
         let (x, y) = samples(4, 0);
         let all = params::parameters(&net.vs);
         let (_, bias) = all.iter().find(|(name, _)| name == "second.bias").unwrap();
-        let spike = if rank == 0 { (bias - bias.detach()).sqrt().sum(Kind::Float) } else { bias.sum(Kind::Float) * 0.0 };
+        let spike = if rank == 0 {
+            (bias - bias.detach()).sqrt().sum(Kind::Float)
+        } else {
+            bias.sum(Kind::Float) * 0.0
+        };
         let failed = model.backward(&(net.loss(&x, &y) + spike));
         // The next batch is fine, and so is the group.
         model.backward(&net.loss(&x, &y))?;
@@ -307,7 +332,9 @@ fn power_sgd_is_exact_for_thin_matrices_and_catches_up_for_others() {
         let mut sent = Tensor::zeros([20, 30], F32);
         let mut first = 0.0;
         for pass in 0..100 {
-            let loss = (&thin * &thin_part).sum(Kind::Float) + (&full * &full_part).sum(Kind::Float) + (&bias * (rank + 1.0)).sum(Kind::Float);
+            let loss = (&thin * &thin_part).sum(Kind::Float)
+                + (&full * &full_part).sum(Kind::Float)
+                + (&bias * (rank + 1.0)).sum(Kind::Float);
             model.backward(&loss)?;
             let off = (thin.grad() - &thin_part * (1.5 / (rank + 1.0))).abs().max().double_value(&[]);
             assert!(off < 1e-4, "pass {pass}: {off}");
@@ -319,7 +346,11 @@ fn power_sgd_is_exact_for_thin_matrices_and_catches_up_for_others() {
             }
             sent += full.grad();
             let behind = (&sent / pass as f64 - &mean).norm().double_value(&[]);
-            if pass == 1 { first = behind } else if pass == 99 { assert!(behind < first / 5.0, "{behind} of {first}") }
+            if pass == 1 {
+                first = behind
+            } else if pass == 99 {
+                assert!(behind < first / 5.0, "{behind} of {first}")
+            }
         }
         Ok::<_, Error>(floats(&full.grad()))
     });

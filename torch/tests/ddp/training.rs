@@ -41,7 +41,10 @@ fn one_rank_and_many_see_the_same_losses_and_replicas_hold_the_same_bits() {
         for (losses, bits) in &first {
             assert_eq!(bits, &first[0].1, "replicas hold the same bits");
             for (step, (one, many)) in alone.0.iter().zip(losses).enumerate() {
-                assert!((one - many).abs() < 2e-4 * one.abs().max(1.0), "step {step}: {one} alone, {many} by {world}");
+                assert!(
+                    (one - many).abs() < 2e-4 * one.abs().max(1.0),
+                    "step {step}: {one} alone, {many} by {world}"
+                );
             }
         }
         assert_eq!(first, train(world, 50), "and the same bits in every run");
@@ -90,7 +93,10 @@ fn models_that_differ_are_named_by_parameter_and_rank_on_all_ranks() {
         let bytes = 1 << (10 + group.rank());
         DataParallel::new(&vs, group, DataParallelConfig { bucket_bytes: bytes, ..config() }).map(|_| ())
     }));
-    assert!(matches!(&error, Error::Replica { rank: 1, parameter, .. } if parameter == "the configuration"), "{error}");
+    assert!(
+        matches!(&error, Error::Replica { rank: 1, parameter, .. } if parameter == "the configuration"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -108,7 +114,10 @@ fn a_replica_that_drifts_is_named() {
         model.backward(&net.loss(&x, &y))
     });
     let error = same_error(outcomes);
-    assert!(matches!(&error, Error::Replica { rank: 2, parameter, .. } if parameter == "third.weight"), "{error}");
+    assert!(
+        matches!(&error, Error::Replica { rank: 2, parameter, .. } if parameter == "third.weight"),
+        "{error}"
+    );
 }
 
 /// A batch normalisation whose running mean each rank sees differently.
@@ -116,7 +125,11 @@ fn running_means(how: Buffers) -> Result<Vec<Vec<f32>>> {
     ranks(2, |group| {
         let rank = group.rank() as f64;
         let vs = VarStore::new(Device::Cpu);
-        let norm = nn::batch_norm1d(vs.root(), 3, nn::BatchNormConfig { ws_init: nn::Init::Const(1.0), ..Default::default() });
+        let norm = nn::batch_norm1d(
+            vs.root(),
+            3,
+            nn::BatchNormConfig { ws_init: nn::Init::Const(1.0), ..Default::default() },
+        );
         let model = DataParallel::new(&vs, group, DataParallelConfig { buffers: how, ..config() })?;
         let mut opt = Sgd::new(&vs, 0.0);
         let x = values(&[8, 3], 1) + rank;

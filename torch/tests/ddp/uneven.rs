@@ -51,14 +51,17 @@ fn a_mean_over_one_rank_is_its_own_gradient() {
         let vs = VarStore::new(Device::Cpu);
         let w = vs.root().var("w", &[3], nn::Init::Const(1.0));
         let norm = nn::batch_norm1d(vs.root() / "norm", 3, Default::default());
-        let config = DataParallelConfig { uneven: true, buffers: Buffers::Mean, unused: Unused::Find, ..config() };
+        let config =
+            DataParallelConfig { uneven: true, buffers: Buffers::Mean, unused: Unused::Find, ..config() };
         let model = DataParallel::new(&vs, group, config)?;
         let before = floats(&norm.running_mean);
         if rank == 0 {
             model.join(|| Ok(()))?;
         } else {
             let x = values(&[6, 3], 2) + 1.0;
-            model.backward(&((norm.forward_t(&x, true) * &w).sum(Kind::Float) + (&w * 3.0).sum(Kind::Float)))?;
+            model.backward(
+                &((norm.forward_t(&x, true) * &w).sum(Kind::Float) + (&w * 3.0).sum(Kind::Float)),
+            )?;
             model.join(|| Ok(()))?;
         }
         assert_ne!(before, floats(&norm.running_mean), "the buffers of the rank that was there");
@@ -87,18 +90,22 @@ fn the_weight_of_a_smaller_batch_makes_every_sample_count_alike() {
     let (x, y) = samples(5, 0);
     let alone = Net::new(3);
     alone.loss(&x, &y).backward();
-    let expected: Vec<_> = params::parameters(&alone.vs).iter().flat_map(|(_, p)| floats(&p.grad())).collect();
+    let expected: Vec<_> =
+        params::parameters(&alone.vs).iter().flat_map(|(_, p)| floats(&p.grad())).collect();
     let outcomes = ranks(2, |group| {
         let rank = group.rank() as i64;
         let net = Net::new(3);
         let weight = Arc::new(AtomicU64::new(1.0f64.to_bits()));
         let read = weight.clone();
-        let model = parallel(&net, group, config())?.with_weight(move || f64::from_bits(read.load(Ordering::Relaxed)));
+        let model = parallel(&net, group, config())?
+            .with_weight(move || f64::from_bits(read.load(Ordering::Relaxed)));
         let (from, n) = if rank == 0 { (0, 3) } else { (3, 2) };
         let (x, y) = samples(5, 0);
         weight.store((n as f64 * 2.0 / 5.0).to_bits(), Ordering::Relaxed);
         model.backward(&net.loss(&x.narrow(0, from, n), &y.narrow(0, from, n)))?;
-        Ok::<Vec<f32>, Error>(params::parameters(&net.vs).iter().flat_map(|(_, p)| floats(&p.grad())).collect())
+        Ok::<Vec<f32>, Error>(
+            params::parameters(&net.vs).iter().flat_map(|(_, p)| floats(&p.grad())).collect(),
+        )
     });
     for outcome in outcomes {
         for (a, b) in outcome.unwrap().iter().zip(&expected) {
