@@ -193,7 +193,7 @@ fn a_file_narrows_what_the_program_declared() {
     })"#;
     let narrow = built().narrow(&ron::from_str(over).unwrap()).unwrap();
     let config: Config = narrow.typed(&point(&narrow, |_| 0.0), None).unwrap();
-    assert_eq!(config.lr, 1e-3);
+    assert!((config.lr - 1e-3).abs() < 1e-9);
     assert_eq!((config.batch_size, config.epochs), (128, 1));
     assert_eq!(config.optimizer, Optimizer::Sgd { momentum: 0.9 });
     assert!(narrow.find("optimizer.scheduled.steps").is_some());

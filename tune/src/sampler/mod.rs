@@ -15,10 +15,10 @@
 //!
 //! [`Search`] asks and tells without a runner. All of this minimises; a study that maximises tells the negative.
 
-//mod auto;
-//mod cma;
+mod auto;
+mod cma;
 pub mod conformance;
-//mod gp;
+mod gp;
 mod grid;
 mod history;
 mod random;
@@ -26,9 +26,9 @@ mod search;
 mod sobol;
 mod tpe;
 
-//pub use auto::Auto;
-//pub use cma::{CmaEs, Restart};
-//pub use gp::Gp;
+pub use auto::Auto;
+pub use cma::{CmaEs, Restart};
+pub use gp::Gp;
 pub use grid::Grid;
 pub use history::{End, History, Running, Told};
 pub use random::Random;

@@ -29,14 +29,23 @@ impl Sampler for Sobol {
     }
 }
 
+/// One coordinate of one point to 24 bits, for those who make thousands of points; random beyond the last dimension.
+pub(crate) fn coarse(seed: u64, number: u64, dimension: usize) -> f64 {
+    let scramble = mix(seed ^ mix(number / POINTS)) as u32;
+    if dimension < DIMENSIONS {
+        f64::from(sobol_burley::sample((number % POINTS) as u32, dimension as u32, scramble))
+    } else {
+        (mix(seed ^ mix(number ^ mix(dimension as u64))) >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
 /// One coordinate of one point; nothing beyond the last dimension.
 pub(crate) fn unit(seed: u64, number: u64, dimension: usize) -> Option<f64> {
     if dimension >= DIMENSIONS {
         return None;
     }
-    let scramble = mix(seed ^ mix(number / POINTS)) as u32;
-    let coarse = sobol_burley::sample((number % POINTS) as u32, dimension as u32, scramble);
+    let coarse = coarse(seed, number, dimension);
     // 24 bits are the sequence's, those below them are random: a step of 6e-8 would show in a fine range.
     let fine = Stream::new(seed ^ 0x50b0, number, "sobol").bits() ^ mix(dimension as u64);
-    Some(f64::from(coarse) + (mix(fine) >> 11) as f64 / (1u64 << 53) as f64 / f64::from(1 << 24))
+    Some(coarse + (mix(fine) >> 11) as f64 / (1u64 << 53) as f64 / f64::from(1 << 24))
 }

@@ -2,9 +2,11 @@
 //! posteriori.
 
 use faer::linalg::solvers::{DenseSolveCore, Llt, Solve};
-use faer::{Mat, Side};
+use faer::linalg::triangular_solve;
+use faer::{Mat, Par, Side};
 
 use super::lbfgs::{self, Stop};
+use crate::normal::exp;
 
 /// The least noise that is assumed: below it the matrices are hard to factor.
 const NOISE: f64 = 1e-6;
@@ -41,11 +43,14 @@ impl Hyper {
     }
 }
 
-/// The correlation at a squared distance, and its slope there.
-pub(super) fn matern(squared: f64) -> (f64, f64) {
-    let r = (5.0 * squared).sqrt();
-    let e = (-r).exp();
-    (e * (5.0 / 3.0 * squared + r + 1.0), -5.0 / 6.0 * (r + 1.0) * e)
+/// Correlations at squared distances, in place, and their slopes there.
+pub(super) fn matern(squared: &mut [f64], slopes: &mut [f64]) {
+    for (s, slope) in squared.iter_mut().zip(slopes) {
+        let r = (5.0 * *s).sqrt();
+        let e = exp(-r);
+        *slope = -5.0 / 6.0 * (r + 1.0) * e;
+        *s = e * (5.0 / 3.0 * *s + r + 1.0);
+    }
 }
 
 /// How far apart two points are along each parameter, squared; different categories are 1 apart.
@@ -53,22 +58,24 @@ pub(super) fn apart(a: f64, b: f64, category: bool) -> f64 {
     if category { f64::from(u8::from(a != b)) } else { (a - b) * (a - b) }
 }
 
-/// A process that has seen points and values.
+/// A process that has seen points, and one or several sets of values at them.
 #[derive(Clone, Debug)]
 pub(super) struct Model {
     pub(super) hyper: Hyper,
-    pub(super) points: Vec<Vec<f64>>,
-    pub(super) category: Vec<bool>,
-    /// K^-1 y.
-    pub(super) alpha: Vec<f64>,
-    /// L^-1, row by row: a variance is one pass over half of it, and so is its gradient.
+    /// One column a parameter.
+    columns: Vec<Vec<f64>>,
+    category: Vec<bool>,
+    /// K^-1 y, one column a set of values.
+    alpha: Mat<f64>,
+    /// L^-1: a variance is one product with it, and so is its gradient.
     inverse: Mat<f64>,
 }
 
 impl Model {
     /// Fits hyperparameters to points of the unit cube and standardised values, starting from `start`.
-    pub(super) fn fit(points: &[Vec<f64>], values: &[f64], category: &[bool], start: &Hyper, stop: Stop) -> Hyper {
+    pub(super) fn fit(points: &[Vec<f64>], values: &[f64], category: &[bool], start: &Hyper) -> Hyper {
         let fit = Fit::new(points, values, category);
+        let stop = Stop { slope: 1e-2, iterations: 100 };
         let best = |from: &Hyper| {
             let mut raw = from.raw();
             let bounds = (vec![-BOUND; raw.len()], vec![BOUND; raw.len()]);
@@ -78,108 +85,123 @@ impl Model {
         best(start).or_else(|| best(&Hyper::start(category.len()))).unwrap_or_else(|| Hyper::start(category.len()))
     }
 
-    /// A process with these hyperparameters.
-    pub(super) fn new(points: Vec<Vec<f64>>, values: &[f64], category: &[bool], mut hyper: Hyper) -> Self {
+    /// A process with these hyperparameters. `values` has a row for each point.
+    pub(super) fn new(points: &[Vec<f64>], values: &Mat<f64>, category: &[bool], hyper: Hyper) -> Self {
         let n = points.len();
+        let columns = (0..category.len()).map(|k| points.iter().map(|p| p[k]).collect()).collect();
+        let empty = Mat::zeros(0, 0);
+        let mut model =
+            Self { hyper, columns, category: category.to_vec(), alpha: empty.clone(), inverse: empty };
         loop {
-            let correlation = |i: usize, j: usize| {
-                let same = if i == j { hyper.noise } else { 0.0 };
-                hyper.scale * matern(distance(&points[i], &points[j], category, &hyper.weights)).0 + same
-            };
-            let covariance = Mat::from_fn(n, n, correlation);
+            let mut covariance = model.covariances(points);
+            for i in 0..n {
+                covariance[(i, i)] += model.hyper.noise;
+            }
             let Ok(factor) = Llt::new(covariance.as_ref(), Side::Lower) else {
                 // Nearly equal points with hardly any noise: a little more noise separates them.
-                hyper.noise *= 10.0;
+                model.hyper.noise *= 10.0;
                 continue;
             };
-            let mut inverse: Mat<f64> = Mat::identity(n, n);
-            faer::linalg::triangular_solve::solve_lower_triangular_in_place(
-                factor.L(),
-                inverse.as_mut(),
-                faer::Par::Seq,
-            );
-            let y = Mat::from_fn(n, 1, |i, _| values[i]);
-            let alpha = factor.solve(&y);
-            let alpha = (0..n).map(|i| alpha[(i, 0)]).collect();
-            return Self { hyper, points, category: category.to_vec(), alpha, inverse };
+            model.inverse = Mat::identity(n, n);
+            triangular_solve::solve_lower_triangular_in_place(factor.L(), model.inverse.as_mut(), Par::Seq);
+            model.alpha = factor.solve(values);
+            return model;
         }
     }
 
-    /// Covariances of some points with those seen: one column a point.
-    pub(super) fn covariances(&self, at: &[Vec<f64>]) -> Mat<f64> {
-        let Self { hyper, points, category, .. } = self;
-        Mat::from_fn(points.len(), at.len(), |i, j| {
-            hyper.scale * matern(distance(&points[i], &at[j], category, &hyper.weights)).0
-        })
+    /// Which parameters are categories.
+    pub(super) fn category(&self) -> &[bool] {
+        &self.category
     }
 
-    /// L^-1 times columns.
-    pub(super) fn whiten(&self, columns: &Mat<f64>) -> Mat<f64> {
-        &self.inverse * columns
+    /// How many sets of values there are.
+    pub(super) fn sets(&self) -> usize {
+        self.alpha.ncols()
     }
 
-    /// Mean and variance at some points.
-    pub(super) fn predict(&self, at: &[Vec<f64>]) -> Vec<(f64, f64)> {
-        let covariances = self.covariances(at);
-        let white = self.whiten(&covariances);
-        (0..at.len())
-            .map(|j| {
-                let mean = (0..self.alpha.len()).map(|i| covariances[(i, j)] * self.alpha[i]).sum();
-                let known: f64 = (0..self.alpha.len()).map(|i| white[(i, j)] * white[(i, j)]).sum();
-                (mean, (self.hyper.scale - known).max(0.0))
-            })
-            .collect()
-    }
-
-    /// Mean and variance at a point, and their gradients.
-    pub(super) fn slopes(&self, at: &[f64]) -> Slopes {
-        let (n, d) = (self.alpha.len(), at.len());
-        let Hyper { weights, scale, .. } = &self.hyper;
-        let mut covariance = Mat::zeros(n, 1);
-        let mut slope = vec![0.0; n];
-        for i in 0..n {
-            let (k, dk) = matern(distance(&self.points[i], at, &self.category, weights));
-            covariance[(i, 0)] = scale * k;
-            slope[i] = scale * dk;
-        }
-        let white = self.whiten(&covariance);
-        let solved = self.inverse.transpose() * &white;
-        let mut out = Slopes { mean: 0.0, variance: *scale, d_mean: vec![0.0; d], d_variance: vec![0.0; d] };
-        for i in 0..n {
-            out.mean += covariance[(i, 0)] * self.alpha[i];
-            out.variance -= white[(i, 0)] * white[(i, 0)];
-            let (to_mean, to_variance) = (slope[i] * self.alpha[i], -2.0 * slope[i] * solved[(i, 0)]);
-            for k in 0..d {
-                if !self.category[k] {
-                    let t = 2.0 * weights[k] * (at[k] - self.points[i][k]);
-                    out.d_mean[k] += to_mean * t;
-                    out.d_variance[k] += to_variance * t;
-                }
+    /// Covariances of the seen points with one, and their slopes by squared distance.
+    fn covariance(&self, at: &[f64], covariance: &mut [f64], slopes: &mut [f64]) {
+        covariance.fill(0.0);
+        for (k, column) in self.columns.iter().enumerate() {
+            let (x, w) = (at[k], self.hyper.weights[k]);
+            if self.category[k] {
+                covariance.iter_mut().zip(column).for_each(|(c, p)| *c += if *p == x { 0.0 } else { w });
+            } else {
+                covariance.iter_mut().zip(column).for_each(|(c, p)| *c += w * ((p - x) * (p - x)));
             }
         }
-        if out.variance <= 0.0 {
-            out.variance = 0.0;
+        matern(covariance, slopes);
+        let scale = self.hyper.scale;
+        covariance.iter_mut().for_each(|c| *c *= scale);
+        slopes.iter_mut().for_each(|s| *s *= scale);
+    }
+
+    /// Covariances of the seen points with some: one column a point.
+    pub(super) fn covariances(&self, at: &[Vec<f64>]) -> Mat<f64> {
+        let n = self.columns.first().map_or(0, Vec::len);
+        let mut all = Mat::zeros(n, at.len());
+        let mut slopes = vec![0.0; n];
+        for (j, point) in at.iter().enumerate() {
+            let column = all.col_mut(j).try_as_col_major_mut().expect("a whole matrix");
+            self.covariance(point, column.as_slice_mut(), &mut slopes);
+        }
+        all
+    }
+
+    /// Variances at some points, and the means there: one row a set of values.
+    pub(super) fn predict(&self, at: &[Vec<f64>]) -> (Mat<f64>, Vec<f64>) {
+        let covariances = self.covariances(at);
+        let white = &self.inverse * &covariances;
+        let means = self.alpha.transpose() * &covariances;
+        let known = |j: usize| white.col(j).squared_norm_l2();
+        let variances = (0..at.len()).map(|j| (self.hyper.scale - known(j)).max(0.0)).collect();
+        (means, variances)
+    }
+
+    /// Joint means (of the first set of values) and covariances at some points.
+    pub(super) fn joint(&self, at: &[Vec<f64>]) -> (Vec<f64>, Mat<f64>) {
+        let covariances = self.covariances(at);
+        let white = &self.inverse * &covariances;
+        let means = self.alpha.transpose() * &covariances;
+        let columns = (0..self.category.len()).map(|k| at.iter().map(|p| p[k]).collect()).collect();
+        let among = Self { columns, ..self.clone() }.covariances(at);
+        ((0..at.len()).map(|j| means[(0, j)]).collect(), among - white.transpose() * &white)
+    }
+
+    /// Mean and variance at a point, with their gradients. `judge` looks at the variance and the means of all sets, and
+    /// says how much each set counts for the gradient of the mean.
+    pub(super) fn slopes(&self, at: &[f64], judge: impl FnOnce(&[f64], f64) -> Vec<f64>) -> Slopes {
+        let (n, d) = (self.alpha.nrows(), at.len());
+        let mut covariance = Mat::zeros(n, 1);
+        let mut slopes = vec![0.0; n];
+        let column = covariance.col_mut(0).try_as_col_major_mut().expect("a whole matrix");
+        self.covariance(at, column.as_slice_mut(), &mut slopes);
+        let white = &self.inverse * &covariance;
+        let solved = self.inverse.transpose() * &white;
+        let means = self.alpha.transpose() * &covariance;
+        let means: Vec<f64> = (0..means.nrows()).map(|s| means[(s, 0)]).collect();
+        let variance = (self.hyper.scale - white.squared_norm_l2()).max(0.0);
+        let shares = judge(&means, variance);
+        let shares = Mat::from_fn(shares.len(), 1, |s, _| shares[s]);
+        let alpha = &self.alpha * &shares;
+        let mut out = Slopes { mean: vec![0.0; d], variance: vec![0.0; d] };
+        for k in (0..d).filter(|k| !self.category[*k]) {
+            let (w, column) = (self.hyper.weights[k], &self.columns[k]);
+            for i in 0..n {
+                let t = 2.0 * w * (at[k] - column[i]) * slopes[i];
+                out.mean[k] += t * alpha[(i, 0)];
+                out.variance[k] -= 2.0 * t * solved[(i, 0)];
+            }
         }
         out
     }
 }
 
-/// Mean and variance at a point, and their gradients.
+/// The gradients of a weighted mean and of the variance.
 #[derive(Clone, Debug)]
 pub(super) struct Slopes {
-    pub(super) mean: f64,
-    pub(super) variance: f64,
-    pub(super) d_mean: Vec<f64>,
-    pub(super) d_variance: Vec<f64>,
-}
-
-/// The squared distance of two points by the process's length scales.
-pub(super) fn distance(a: &[f64], b: &[f64], category: &[bool], weights: &[f64]) -> f64 {
-    let mut sum = 0.0;
-    for k in 0..a.len() {
-        sum += weights[k] * apart(a[k], b[k], category[k]);
-    }
-    sum
+    pub(super) mean: Vec<f64>,
+    pub(super) variance: Vec<f64>,
 }
 
 /// The likelihood's data: squared distances along each parameter, for pairs i > j.
@@ -209,12 +231,11 @@ impl<'a> Fit<'a> {
         }
         let mut covariance = Mat::zeros(n, n);
         let mut slopes = vec![0.0; pairs];
+        matern(&mut squared, &mut slopes);
         let mut pair = 0;
         for i in 0..n {
             for j in 0..i {
-                let (k, dk) = matern(squared[pair]);
-                covariance[(i, j)] = hyper.scale * k;
-                slopes[pair] = hyper.scale * dk;
+                covariance[(i, j)] = hyper.scale * squared[pair];
                 pair += 1;
             }
             covariance[(i, i)] = hyper.scale + hyper.noise;
@@ -238,8 +259,8 @@ impl<'a> Fit<'a> {
                 *r = inverse[(i, j)] - a * alpha[(j, 0)];
             }
             for j in 0..i {
-                off += row[j] * covariance[(i, j)];
-                row[j] *= slopes[pair + j];
+                off += row[j] * hyper.scale * squared[pair + j];
+                row[j] *= hyper.scale * slopes[pair + j];
             }
             for (sum, table) in to_weights.iter_mut().zip(&self.apart) {
                 *sum += lbfgs::dot(&row[..i], &table[pair..pair + i]);
@@ -295,28 +316,27 @@ mod tests {
     #[test]
     fn predictions_and_their_gradients_agree() {
         let (points, values) = data(15);
-        let start = Hyper::start(3);
-        let hyper = Model::fit(&points, &values, &CATEGORY, &start, Stop { slope: 1e-4, iterations: 100 });
-        let model = Model::new(points.clone(), &values, &CATEGORY, hyper);
-        for (point, value) in points.iter().zip(&values) {
-            let (mean, variance) = model.predict(std::slice::from_ref(point))[0];
-            assert!((mean - value).abs() < 0.1 && variance < 0.05, "{mean} {value} {variance}");
+        let hyper = Model::fit(&points, &values, &CATEGORY, &Hyper::start(3));
+        let model = Model::new(&points, &Mat::from_fn(15, 1, |i, _| values[i]), &CATEGORY, hyper);
+        let (means, variances) = model.predict(&points);
+        for (i, value) in values.iter().enumerate() {
+            assert!((means[(0, i)] - value).abs() < 0.1 && variances[i] < 0.05, "{value} {means:?}");
         }
+        let (joint, covariance) = model.joint(&points[..3]);
+        assert!((joint[2] - means[(0, 2)]).abs() < 1e-9 && (covariance[(1, 1)] - variances[1]).abs() < 1e-9);
         let at = vec![0.31, 0.62, 1.0];
-        let slopes = model.slopes(&at);
-        let (mean, variance) = model.predict(std::slice::from_ref(&at))[0];
-        assert!((slopes.mean - mean).abs() < 1e-9 && (slopes.variance - variance).abs() < 1e-9);
+        let slopes = model.slopes(&at, |_, _| vec![1.0]);
         for k in 0..2 {
             let moved = |h: f64| {
                 let mut moved = at.clone();
                 moved[k] += h;
-                model.predict(&[moved])[0]
+                let (mean, variance) = model.predict(&[moved]);
+                (mean[(0, 0)], variance[0])
             };
             let (a, b) = (moved(1e-5), moved(-1e-5));
-            let mean = (a.0 - b.0) / 2e-5;
-            let variance = (a.1 - b.1) / 2e-5;
-            assert!((mean - slopes.d_mean[k]).abs() < 1e-5, "{mean} {}", slopes.d_mean[k]);
-            assert!((variance - slopes.d_variance[k]).abs() < 1e-5, "{variance} {}", slopes.d_variance[k]);
+            let (mean, variance) = ((a.0 - b.0) / 2e-5, (a.1 - b.1) / 2e-5);
+            assert!((mean - slopes.mean[k]).abs() < 1e-5, "{mean} {}", slopes.mean[k]);
+            assert!((variance - slopes.variance[k]).abs() < 1e-5, "{variance} {}", slopes.variance[k]);
         }
     }
 }

@@ -4,6 +4,8 @@
 //! and sums in an order that is written down here. So a study can be resumed on another machine.
 #![allow(unsafe_code)]
 
+use crate::normal::exp;
+
 /// How many rows are worked on at a time: their columns stay in the first cache.
 pub(super) const BLOCK: usize = 128;
 const LANES: usize = 8;
@@ -77,49 +79,9 @@ fn add_lanes(sum: &mut LogSum, exponents: &mut [f64], weights: &[f64], numbers: 
     sum.top = top;
 }
 
-/// e^x for x <= 0, to a few units in the last place; zero is as good as 1e-304.
-#[inline(always)]
-fn exp(x: f64) -> f64 {
-    // 2^52 + 2^51: adding it leaves a number's integer part in the low bits.
-    const MAGIC: f64 = 6_755_399_441_055_744.0;
-    const LN2_HIGH: f64 = 6.931_471_803_691_238e-1;
-    const LN2_LOW: f64 = 1.908_214_929_270_587_7e-10;
-    let x = if x > -700.0 { x } else { -700.0 };
-    let shifted = x * std::f64::consts::LOG2_E + MAGIC;
-    let k = shifted - MAGIC;
-    let r = (x - k * LN2_HIGH) - k * LN2_LOW;
-    // Taylor's series to the 12th power: |r| <= 0.35.
-    let mut p = 1.0 / 479_001_600.0;
-    for c in [
-        1.0 / 39_916_800.0,
-        1.0 / 3_628_800.0,
-        1.0 / 362_880.0,
-        1.0 / 40_320.0,
-        1.0 / 5_040.0,
-        1.0 / 720.0,
-        1.0 / 120.0,
-        1.0 / 24.0,
-        1.0 / 6.0,
-        0.5,
-        1.0,
-        1.0,
-    ] {
-        p = p * r + c;
-    }
-    p * f64::from_bits((shifted.to_bits() << 52).wrapping_add(0x3ff0_0000_0000_0000))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn exp_is_exp() {
-        for i in 0..70_000 {
-            let x = -f64::from(i) * 0.01;
-            assert!((exp(x) / x.exp() - 1.0).abs() < 1e-14, "{x}");
-        }
-    }
 
     #[test]
     fn every_machine_adds_alike() {
