@@ -1,1 +1,4 @@
-//! Under construction.
+//! Hyperparameter search: which trials to make, which of them to carry on, and what came of them.
+
+pub mod scheduler;
+pub mod sim;
