@@ -68,8 +68,6 @@ pub use roster::{Entry, Leg, Roster, State};
 pub use turn::Turn;
 pub use wilcoxon::Wilcoxon;
 
-pub(crate) use event::number;
-pub(crate) use score::{Score, better};
 
 /// How a trial ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -125,6 +125,9 @@ struct Member {
     next: u64,
     /// Its loss when it was judged last.
     score: Option<f64>,
+    /// The furthest resource at which it was replaced. It is replaced but once at each boundary: a loss that rises with the
+    /// resource would otherwise send every member back for ever.
+    replaced: u64,
     /// It paused at the end of an interval, rather than because it was interrupted.
     held: bool,
 }
@@ -162,6 +165,10 @@ impl Running {
     }
 
     fn replace(&mut self, trial: u32, worst: usize, best: &[Score], turn: &mut Turn<'_>) {
+        let judged_at = turn.roster().get(trial).map_or(0, |entry| entry.resource);
+        if self.members.get(&trial).is_none_or(|member| member.replaced >= judged_at) {
+            return;
+        }
         let checkpoint = |trial: u32| turn.roster().get(trial).and_then(|entry| entry.checkpoint.as_ref());
         let can = |score: &&Score| checkpoint(score.trial).is_some() && !score.value.is_nan();
         let donors: Vec<Score> = best.iter().filter(can).copied().collect();
@@ -180,7 +187,7 @@ impl Running {
         let next = self.boundary_after(at);
         if let Some(member) = self.members.get_mut(&trial) {
             // It is what its donor was, until it has been judged for itself.
-            (member.next, member.score) = (next, Some(donor.value));
+            (member.next, member.score, member.replaced) = (next, Some(donor.value), judged_at);
         }
         if let Some(model) = &mut self.model {
             model.cloned(trial, at, donor.value);
@@ -222,7 +229,7 @@ impl Scheduler for Running {
 
     fn created(&mut self, trial: u32, _: &mut Turn<'_>) {
         let next = self.config.interval.max(self.config.burn_in);
-        self.members.insert(trial, Member { next, score: None, held: false });
+        self.members.insert(trial, Member { next, score: None, replaced: 0, held: false });
     }
 
     fn reported(&mut self, report: &Report, turn: &mut Turn<'_>) {
