@@ -2,3 +2,4 @@
 
 pub mod scheduler;
 pub mod sim;
+pub mod stopper;

@@ -68,6 +68,8 @@ pub use roster::{Entry, Leg, Roster, State};
 pub use turn::Turn;
 pub use wilcoxon::Wilcoxon;
 
+pub(crate) use score::Score;
+
 
 /// How a trial ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
