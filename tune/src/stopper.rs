@@ -206,7 +206,8 @@ impl Stopper for Threshold {
         let up = self.at_least.filter(|bound| value >= *bound);
         let down = self.at_most.filter(|bound| value <= *bound);
         let up = up.map(|bound| format!("{name} has reached {value}, at least {bound} was asked for"));
-        up.or(down.map(|bound| format!("{name} is down to {value}, at most {bound} was asked for"))).map(Stop::Trial)
+        up.or(down.map(|bound| format!("{name} is down to {value}, at most {bound} was asked for")))
+            .map(Stop::Trial)
     }
 }
 
@@ -256,7 +257,12 @@ impl Stopper for StudyPlateauRule {
         let flat = self.top.len() >= self.config.top && deviation <= self.config.deviation;
         self.flat = if flat { self.flat + 1 } else { 0 };
         let stop = self.flat > self.config.patience;
-        stop.then(|| Stop::Study(format!("the best losses of {} trials deviate by {deviation:.2e} only", self.config.top)))
+        stop.then(|| {
+            Stop::Study(format!(
+                "the best losses of {} trials deviate by {deviation:.2e} only",
+                self.config.top
+            ))
+        })
     }
 }
 
@@ -283,8 +289,12 @@ impl Stopper for All {
         let stops: Vec<Option<Stop>> = self.0.iter_mut().map(|stopper| stopper.observe(seen)).collect();
         let stops: Vec<Stop> = stops.into_iter().collect::<Option<_>>()?;
         let study = stops.iter().all(|stop| matches!(stop, Stop::Study(_)));
-        let reasons: Vec<String> =
-            stops.into_iter().map(|stop| match stop { Stop::Trial(why) | Stop::Study(why) => why }).collect();
+        let reasons: Vec<String> = stops
+            .into_iter()
+            .map(|stop| match stop {
+                Stop::Trial(why) | Stop::Study(why) => why,
+            })
+            .collect();
         let reason = reasons.join(", and ");
         Some(if study { Stop::Study(reason) } else { Stop::Trial(reason) })
     }

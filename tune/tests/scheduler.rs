@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use regatta_tune::scheduler::conformance::{self, Line};
-use regatta_tune::scheduler::{Asha, Fifo, HyperBand, Median, Pb2, Pbt, Resizing, Scheduler, SchedulerConfig, Wilcoxon};
+use regatta_tune::scheduler::{
+    Asha, Fifo, HyperBand, Median, Pb2, Pbt, Resizing, Scheduler, SchedulerConfig, Wilcoxon,
+};
 
 fn build(config: impl Into<SchedulerConfig>) -> Box<dyn Scheduler> {
     config.into().build(Some(Arc::new(Line::default()))).expect("a good configuration")

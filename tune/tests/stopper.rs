@@ -36,7 +36,11 @@ fn resources_and_time_are_bounded() {
 
 #[test]
 fn thresholds_know_up_from_down_and_the_loss_from_a_metric() {
-    let rule = |metric: &str, at_least, at_most| StopperConfig::Threshold { metric: metric.into(), at_least, at_most };
+    let rule = |metric: &str, at_least, at_most| StopperConfig::Threshold {
+        metric: metric.into(),
+        at_least,
+        at_most,
+    };
     let falling = losses(&[5.0, f64::NAN, 3.0, 2.0]);
     assert_eq!(stops(rule("", None, Some(3.0)), &falling), [(2, 't'), (3, 't')]);
     assert_eq!(stops(rule("m", Some(4.5), None), &falling), [(0, 't')]);
@@ -68,7 +72,10 @@ fn rules_combine() {
     let low = || StopperConfig::Threshold { metric: String::new(), at_least: None, at_most: Some(1.0) };
     let time = || StopperConfig::TimeBudget(3.0);
     let reports = losses(&[1.0, 5.0, 1.0, 5.0]);
-    assert_eq!(stops(StopperConfig::Any(vec![resource(), low(), time()]), &reports), [(0, 't'), (1, 't'), (2, 't'), (3, 's')]);
+    assert_eq!(
+        stops(StopperConfig::Any(vec![resource(), low(), time()]), &reports),
+        [(0, 't'), (1, 't'), (2, 't'), (3, 's')]
+    );
     assert_eq!(stops(StopperConfig::All(vec![resource(), low()]), &reports), [(2, 't')]);
     assert_eq!(stops(StopperConfig::All(vec![resource(), time()]), &reports), [(3, 't')]);
     assert_eq!(stops(StopperConfig::All(vec![time(), time()]), &reports), [(3, 's')]);
@@ -79,7 +86,9 @@ fn a_closure_is_a_rule_and_nonsense_is_refused() {
     let mut odd = |seen: &Observation<'_>| (seen.trial % 2 == 1).then(|| Stop::Trial("odd".into()));
     let seen = Observation { trial: 1, resource: 1, loss: 0.0, metrics: &|_| None, elapsed: Duration::ZERO };
     assert_eq!(Stopper::observe(&mut odd, &seen), Some(Stop::Trial("odd".into())));
-    for bad in [StopperConfig::MaxResource(0), StopperConfig::TimeBudget(-1.0), StopperConfig::Any(Vec::new())] {
+    for bad in
+        [StopperConfig::MaxResource(0), StopperConfig::TimeBudget(-1.0), StopperConfig::Any(Vec::new())]
+    {
         assert!(bad.clone().build().is_err(), "{bad:?}");
     }
 }

@@ -129,7 +129,10 @@ impl Running {
             return None;
         }
         let rungs = self.ladders.iter().flatten();
-        rungs.filter_map(|rung| Some((rung.level, rung.best_waiting()?))).max_by_key(|(level, _)| *level).map(|(_, s)| s)
+        rungs
+            .filter_map(|rung| Some((rung.level, rung.best_waiting()?)))
+            .max_by_key(|(level, _)| *level)
+            .map(|(_, s)| s)
     }
 
     fn judge(&mut self, bracket: usize, k: usize, score: Score, turn: &mut Turn<'_>) {
@@ -155,7 +158,10 @@ impl Running {
             if let Some(place) = self.places.get_mut(&trial) {
                 place.held = Some(score);
             }
-            turn.pause(trial, format!("rung at resource {level}: {n} have come so far, the best {best} go on"));
+            turn.pause(
+                trial,
+                format!("rung at resource {level}: {n} have come so far, the best {best} go on"),
+            );
         }
     }
 }
@@ -231,7 +237,10 @@ impl Scheduler for Running {
         } else if turn.roster().in_flight() == 0 {
             if let Some(score) = self.last_hope() {
                 self.release(score.trial);
-                turn.resume(score.trial, "the best of the highest rung, as no trial has reached the full resource");
+                turn.resume(
+                    score.trial,
+                    "the best of the highest rung, as no trial has reached the full resource",
+                );
                 return;
             }
             let losers: Vec<u32> = turn.roster().paused().map(|(trial, _)| trial).collect();
@@ -250,4 +259,3 @@ impl Scheduler for Running {
         counts.into_iter().rev().find(|(_, count)| *count > dimensions + 1).map(|(level, _)| level)
     }
 }
-

@@ -59,7 +59,9 @@ impl InvalidConfig {
 impl SchedulerConfig {
     /// A fresh scheduler. Those of populations change configurations and need the space for it.
     pub fn build(self, space: Option<Arc<dyn Perturb>>) -> Result<Box<dyn Scheduler>, InvalidConfig> {
-        let needed = |path| space.clone().ok_or(InvalidConfig { path, why: "changes configurations and needs a space" });
+        let needed = |path| {
+            space.clone().ok_or(InvalidConfig { path, why: "changes configurations and needs a space" })
+        };
         match self {
             SchedulerConfig::Fifo(config) => Ok(Box::new(config)),
             SchedulerConfig::Asha(config) => config.build(),

@@ -40,8 +40,10 @@ pub fn history(scheduler: Box<dyn Scheduler>, seed: u64) -> Result<Outcome, Fail
         interrupted: fault(),
         jitter: 0.9,
     };
-    let study = Simulation::new(Noise { horizon: 1 + draw.below(40) as u64 }).seed(seed).slots(1 + draw.below(6));
-    let study = study.faults(faults).overheads(draw.unit(), draw.unit()).checkpoint_every(draw.below(4) as u64);
+    let study =
+        Simulation::new(Noise { horizon: 1 + draw.below(40) as u64 }).seed(seed).slots(1 + draw.below(6));
+    let study =
+        study.faults(faults).overheads(draw.unit(), draw.unit()).checkpoint_every(draw.below(4) as u64);
     let samples = draw.below(40) as u32;
     let place = Line::default();
     study.run(scheduler, |ask| {
@@ -65,11 +67,17 @@ fn replay_is_the_same(seed: u64, outcome: &Outcome, scheduler: Box<dyn Scheduler
             continue;
         }
         match again.handle(record.event.clone()) {
-            Ok(decisions) => assert_eq!(decisions, record.decisions, "history {seed}: the replay differs at {number}"),
+            Ok(decisions) => {
+                assert_eq!(decisions, record.decisions, "history {seed}: the replay differs at {number}")
+            }
             Err(misuse) => panic!("history {seed}: the replay fails at {number}: {misuse}"),
         }
     }
-    assert_eq!(format!("{again:?}"), format!("{:?}", outcome.referee), "history {seed}: the replay's state differs");
+    assert_eq!(
+        format!("{again:?}"),
+        format!("{:?}", outcome.referee),
+        "history {seed}: the replay's state differs"
+    );
 }
 
 fn decisions_can_be_written_down(seed: u64, outcome: &Outcome) {
@@ -77,7 +85,10 @@ fn decisions_can_be_written_down(seed: u64, outcome: &Outcome) {
         let text = serde_json::to_string(decision).expect("a decision is plain data");
         let back: super::Decision = serde_json::from_str(&text).expect("what was written can be read");
         assert_eq!(back.reason, decision.reason, "history {seed}: {text}");
-        assert_eq!((back.action.name(), back.action.trial()), (decision.action.name(), decision.action.trial()));
+        assert_eq!(
+            (back.action.name(), back.action.trial()),
+            (decision.action.name(), decision.action.trial())
+        );
     }
 }
 
@@ -151,6 +162,9 @@ impl Perturb for Line {
     }
 
     fn settle(&self, config: Config, _: &mut Draw) -> Config {
-        config.into_iter().map(|(name, value)| (name, self.clamp(value.as_f64().unwrap_or(self.low)))).collect()
+        config
+            .into_iter()
+            .map(|(name, value)| (name, self.clamp(value.as_f64().unwrap_or(self.low))))
+            .collect()
     }
 }

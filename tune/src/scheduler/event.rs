@@ -222,7 +222,9 @@ pub(crate) mod number {
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
         match Number::deserialize(from)? {
             Number::Plain(value) => Ok(value),
-            Number::Named(name) => name.parse().map_err(|_| D::Error::custom(format!("`{name}` is not a number"))),
+            Number::Named(name) => {
+                name.parse().map_err(|_| D::Error::custom(format!("`{name}` is not a number")))
+            }
         }
     }
 }
@@ -237,7 +239,9 @@ pub(crate) mod shared {
         T::serialize(value, to)
     }
 
-    pub(crate) fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<Arc<T>, D::Error> {
+    pub(crate) fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Arc<T>, D::Error> {
         T::deserialize(from).map(Arc::new)
     }
 }

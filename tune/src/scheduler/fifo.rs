@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::turn::Turn;
 use super::Scheduler;
+use super::turn::Turn;
 
 /// First in, first out. Paused trials (their machine was taken away) go before new ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -31,16 +31,20 @@ struct Shape {
 
 impl Shape {
     fn kernel(&self, a: &Point, b: &Point) -> f64 {
-        let distance: f64 = a.at.iter().zip(&b.at).map(|(a, b)| (a - b) * (a - b)).sum();
-        (-distance / self.length).exp() * (1.0 - self.fading).powf((a.time - b.time).abs() / 2.0)
+        self.similarity(distance(a, b))
     }
 
-    fn factor(&self, points: &[Point]) -> Vec<Vec<f64>> {
-        let mut factor: Vec<Vec<f64>> = Vec::with_capacity(points.len());
-        for (i, point) in points.iter().enumerate() {
-            let mut row = Vec::with_capacity(i + 1);
-            for (j, other) in points[..i].iter().enumerate() {
-                let sum = self.kernel(point, other) - dot(&row, &factor[j][..j]);
+    /// Of two points that are so far from each other, squared, and so long.
+    fn similarity(&self, (space, time): (f64, f64)) -> f64 {
+        (time / 2.0 * (1.0 - self.fading).ln() - space / self.length).exp()
+    }
+
+    fn factor(&self, kernel: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let mut factor: Vec<Vec<f64>> = Vec::with_capacity(kernel.len());
+        for known in kernel {
+            let mut row = Vec::with_capacity(known.len() + 1);
+            for (j, similarity) in known.iter().enumerate() {
+                let sum = similarity - dot(&row, &factor[j][..j]);
                 row.push(sum / factor[j][j]);
             }
             // The noise keeps this away from zero; rounding must not push it below.
@@ -49,6 +53,17 @@ impl Shape {
         }
         factor
     }
+}
+
+/// The squared distance in space, and the distance in time.
+fn distance(a: &Point, b: &Point) -> (f64, f64) {
+    let space = a.at.iter().zip(&b.at).map(|(a, b)| (a - b) * (a - b)).sum();
+    (space, (a.time - b.time).abs())
+}
+
+/// Something of every two points: below the diagonal, row by row.
+fn pairs<T>(points: &[Point], of: impl Fn(&Point, &Point) -> T) -> Vec<Vec<T>> {
+    points.iter().enumerate().map(|(i, a)| points[..i].iter().map(|b| of(a, b)).collect()).collect()
 }
 
 /// The sum of products over the shorter length.
@@ -84,12 +99,16 @@ impl Gp {
         let values: Vec<f64> = points.iter().map(|point| point.value).collect();
         let n = points.len() as f64;
         let dimensions = points.first().map_or(1.0, |point| point.at.len().max(1) as f64);
+        let distances = pairs(&points, distance);
         let mut best: Option<(f64, Gp)> = None;
-        for length in [0.03, 0.1, 0.3, 1.0, 3.0] {
-            for fading in [0.0, 0.03, 0.1, 0.3] {
-                for noise in [1e-3, 1e-2, 1e-1, 1.0] {
-                    let shape = Shape { length: length * dimensions, fading, noise };
-                    let factor = shape.factor(&points);
+        for length in [0.05, 0.2, 0.8, 3.0] {
+            for fading in [0.0, 0.05, 0.2] {
+                let shape = Shape { length: length * dimensions, fading, noise: 0.0 };
+                let similar = |row: &Vec<_>| row.iter().map(|distance| shape.similarity(*distance)).collect();
+                let kernel: Vec<Vec<f64>> = distances.iter().map(similar).collect();
+                for noise in [3e-3, 3e-2, 3e-1] {
+                    let shape = Shape { noise, ..shape };
+                    let factor = shape.factor(&kernel);
                     let half = forward(&factor, &values);
                     // The best scale for a shape is known in closed form.
                     let scale = (dot(&half, &half) / n).max(1e-12);
@@ -97,7 +116,8 @@ impl Gp {
                     let likelihood = -0.5 * n * scale.ln() - volume;
                     if best.as_ref().is_none_or(|(best, _)| likelihood > *best) {
                         let weights = backward(&factor, &half);
-                        best = Some((likelihood, Gp { points: points.clone(), shape, scale, factor, weights }));
+                        best =
+                            Some((likelihood, Gp { points: points.clone(), shape, scale, factor, weights }));
                     }
                 }
             }
@@ -116,7 +136,7 @@ impl Gp {
     pub(super) fn believing(self, pending: Vec<Point>) -> Gp {
         let mut points = self.points.clone();
         points.extend(pending.into_iter().map(|point| Point { value: self.predict(&point).0, ..point }));
-        let factor = self.shape.factor(&points);
+        let factor = self.shape.factor(&pairs(&points, |a, b| self.shape.kernel(a, b)));
         let values: Vec<f64> = points.iter().map(|point| point.value).collect();
         let weights = backward(&factor, &forward(&factor, &values));
         Gp { points, factor, weights, ..self }
@@ -133,7 +153,8 @@ mod tests {
 
     #[test]
     fn it_interpolates_and_doubts_what_is_far() {
-        let points = (0..12).map(|i| point(0.0, f64::from(i) / 11.0, (f64::from(i) / 11.0 * 6.0).sin())).collect();
+        let points =
+            (0..12).map(|i| point(0.0, f64::from(i) / 11.0, (f64::from(i) / 11.0 * 6.0).sin())).collect();
         let gp = Gp::fit(points);
         let (near, sure) = gp.predict(&point(0.0, 0.5, 0.0));
         let (_, unsure) = gp.predict(&point(0.0, 3.0, 0.0));
@@ -154,7 +175,8 @@ mod tests {
     fn belief_shrinks_doubt_and_keeps_the_mean() {
         let points: Vec<Point> = [0.1, 0.3, 0.6].iter().map(|x| point(0.0, *x, x * 2.0 - 0.7)).collect();
         let (before, doubt) = Gp::fit(points.clone()).predict(&point(0.0, 0.9, 0.0));
-        let (after, less) = Gp::fit(points).believing(vec![point(0.0, 0.9, 0.0)]).predict(&point(0.0, 0.9, 0.0));
+        let (after, less) =
+            Gp::fit(points).believing(vec![point(0.0, 0.9, 0.0)]).predict(&point(0.0, 0.9, 0.0));
         assert!((before - after).abs() < 1e-6 && less < doubt, "{before} {after} {doubt} {less}");
     }
 }

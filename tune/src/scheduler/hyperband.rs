@@ -49,7 +49,11 @@ impl HyperBand {
 
     pub(super) fn build(self, name: &'static str) -> Result<Box<dyn Scheduler>, InvalidConfig> {
         InvalidConfig::unless(self.min >= 1, "hyper_band.min", "must be at least 1")?;
-        InvalidConfig::unless(self.max >= self.min, "hyper_band.max", "must not be less than hyper_band.min")?;
+        InvalidConfig::unless(
+            self.max >= self.min,
+            "hyper_band.max",
+            "must not be less than hyper_band.min",
+        )?;
         InvalidConfig::unless(self.eta >= 2, "hyper_band.eta", "must be at least 2")?;
         let eta = u64::from(self.eta);
         let mut cuts = 0;
@@ -123,8 +127,17 @@ impl Running {
         let level = |i: u32| (self.config.max as f64 * eta.powi(i as i32 - s as i32)).round().max(1.0) as u64;
         let levels = (0..=s).map(level).collect();
         let (racing, pausing, reached, waiting) = Default::default();
-        let bracket =
-            Bracket { capacity, levels, closed: false, entered: 0, rung: 0, racing, pausing, reached, waiting };
+        let bracket = Bracket {
+            capacity,
+            levels,
+            closed: false,
+            entered: 0,
+            rung: 0,
+            racing,
+            pausing,
+            reached,
+            waiting,
+        };
         self.brackets.insert(number, bracket);
         number
     }
@@ -135,7 +148,8 @@ impl Running {
         let eta = self.config.eta;
         for bracket in self.brackets.values_mut() {
             let full = bracket.closed || bracket.entered >= bracket.capacity || exhausted;
-            let complete = full && bracket.entered > 0 && bracket.racing.is_empty() && bracket.pausing.is_empty();
+            let complete =
+                full && bracket.entered > 0 && bracket.racing.is_empty() && bracket.pausing.is_empty();
             if !complete || bracket.over() {
                 continue;
             }
@@ -181,7 +195,8 @@ impl Scheduler for Running {
         let trial = report.trial;
         let bracket = self.places.get(&trial).and_then(|number| self.brackets.get_mut(number));
         let Some(bracket) = bracket.filter(|bracket| bracket.racing.contains(&trial)) else { return };
-        let Some(level) = bracket.levels.get(bracket.rung).copied().filter(|level| report.resource >= *level) else {
+        let Some(level) = bracket.levels.get(bracket.rung).copied().filter(|level| report.resource >= *level)
+        else {
             return;
         };
         *self.results.entry(level).or_default() += 1;

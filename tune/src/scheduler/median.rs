@@ -88,7 +88,10 @@ impl Scheduler for Running {
             let (middle, n) = (median(others), others.len());
             if Score::new(best, 0) > Score::new(middle, 0) {
                 let at = report.resource;
-                turn.stop(trial, format!("its best, {best:.6}, is worse than {middle:.6}, the median of {n} at {at}"));
+                turn.stop(
+                    trial,
+                    format!("its best, {best:.6}, is worse than {middle:.6}, the median of {n} at {at}"),
+                );
             }
         }
         let score = Score::new(report.value, trial);

@@ -70,7 +70,6 @@ pub use wilcoxon::Wilcoxon;
 
 pub(crate) use score::Score;
 
-
 /// How a trial ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {

@@ -6,16 +6,16 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::Scheduler;
 use super::config::InvalidConfig;
 use super::draw::Draw;
 use super::event::{Config, Report};
 use super::gp::{Gp, Point};
 use super::pbt::{Pbt, population};
 use super::perturb::Perturb;
-use super::Scheduler;
 
 /// The model sees the latest of what was observed.
-const ROWS: usize = 150;
+const ROWS: usize = 100;
 
 /// How many random configurations are tried on the model, and how many around the best of them.
 const CANDIDATES: (usize, usize) = (200, 100);
@@ -42,7 +42,8 @@ impl Pb2 {
     }
 
     pub(super) fn build(self, space: Arc<dyn Perturb>) -> Result<Box<dyn Scheduler>, InvalidConfig> {
-        let model = Model { interval: self.population.interval as f64, rows: VecDeque::new(), last: BTreeMap::new() };
+        let model =
+            Model { interval: self.population.interval as f64, rows: VecDeque::new(), last: BTreeMap::new() };
         population("pb2", self.population, space, Some(model))
     }
 }
@@ -76,11 +77,17 @@ impl Model {
     /// A trial came to the end of an interval.
     pub(super) fn observe(&mut self, report: &Report, config: &Arc<Config>, space: &dyn Perturb) {
         let Report { trial, resource, value } = *report;
-        if let Some((at, before)) = self.last.get(&trial).copied().filter(|(at, before)| *at < resource && before.is_finite())
+        if let Some((at, before)) =
+            self.last.get(&trial).copied().filter(|(at, before)| *at < resource && before.is_finite())
         {
             let gain = (before - value) / (resource - at) as f64;
             let gain = if gain.is_finite() { gain } else { f64::NAN };
-            self.rows.push_back(Row { time: at as f64 / self.interval, before, config: places(space, config), gain });
+            self.rows.push_back(Row {
+                time: at as f64 / self.interval,
+                before,
+                config: places(space, config),
+                gain,
+            });
             if self.rows.len() > ROWS {
                 self.rows.pop_front();
             }
@@ -95,7 +102,12 @@ impl Model {
 
     /// With what a trial should go on that is at a resource and a loss, given what the others run with.
     pub(super) fn suggest(
-        &self, space: &dyn Perturb, changed: Config, at: (u64, f64), others: &[Arc<Config>], draw: &mut Draw,
+        &self,
+        space: &dyn Perturb,
+        changed: Config,
+        at: (u64, f64),
+        others: &[Arc<Config>],
+        draw: &mut Draw,
     ) -> Config {
         let start = places(space, &changed);
         let names: Vec<&String> = start.keys().collect();
@@ -108,7 +120,11 @@ impl Model {
             std::iter::once(befores.unit(before)).chain(places).collect::<Vec<f64>>()
         };
         let now = at.0 as f64 / self.interval;
-        let pending = others.iter().map(|config| Point { time: now, at: vector(at.1, &places(space, config)), value: 0.0 });
+        let pending = others.iter().map(|config| Point {
+            time: now,
+            at: vector(at.1, &places(space, config)),
+            value: 0.0,
+        });
         let gp = Gp::fit(self.points(vector)).believing(pending.collect());
         let kappa = (0.2 + (0.4 * self.rows.len() as f64).ln().max(0.0)).sqrt();
         let hope = |at: &[f64]| {
@@ -159,7 +175,8 @@ struct Range {
 
 impl Range {
     fn of(values: impl Iterator<Item = f64>) -> Range {
-        let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
+        let (low, high) =
+            values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
         Range { low, high }
     }
 

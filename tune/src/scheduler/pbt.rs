@@ -98,7 +98,10 @@ impl Pbt {
 
 /// A population whose members change at random or, with a model, as it says.
 pub(super) fn population(
-    name: &'static str, config: Pbt, space: Arc<dyn Perturb>, model: Option<Model>,
+    name: &'static str,
+    config: Pbt,
+    space: Arc<dyn Perturb>,
+    model: Option<Model>,
 ) -> Result<Box<dyn Scheduler>, InvalidConfig> {
     InvalidConfig::unless(config.population >= 1, "pbt.population", "must be at least 1")?;
     InvalidConfig::unless(config.interval >= 1, "pbt.interval", "must be at least 1")?;
@@ -147,8 +150,10 @@ impl Running {
 
     /// The worst and the best share of the live members that were judged. The two are disjoint.
     fn quantiles(&self, turn: &Turn<'_>) -> (Vec<Score>, Vec<Score>) {
-        let judged = self.members.iter().filter_map(|(trial, member)| Some(Score::new(member.score?, *trial)));
-        let live = |score: &Score| !matches!(turn.roster().state(score.trial), State::Stopping | State::Ended);
+        let judged =
+            self.members.iter().filter_map(|(trial, member)| Some(Score::new(member.score?, *trial)));
+        let live =
+            |score: &Score| !matches!(turn.roster().state(score.trial), State::Stopping | State::Ended);
         let mut order: Vec<Score> = judged.filter(live).collect();
         order.sort();
         let n = order.len();
@@ -180,9 +185,11 @@ impl Running {
         }
         let donor = donors[turn.draw().below(donors.len())];
         let Some(entry) = turn.roster().get(donor.trial) else { return };
-        let (config, at) = (Arc::clone(entry.config()), entry.checkpoint.as_ref().map_or(0, |taken| taken.resource));
+        let (config, at) =
+            (Arc::clone(entry.config()), entry.checkpoint.as_ref().map_or(0, |taken| taken.resource));
         let config = Arc::new(self.explore(&config, at, donor.value, turn));
-        let why = format!("among the worst {worst} of the population, and trial {} is among the best", donor.trial);
+        let why =
+            format!("among the worst {worst} of the population, and trial {} is among the best", donor.trial);
         turn.clone(trial, donor.trial, config, why);
         let next = self.boundary_after(at);
         if let Some(member) = self.members.get_mut(&trial) {
@@ -198,7 +205,8 @@ impl Running {
         let Pbt { resample, factors, .. } = self.config;
         let changed = perturb(&*self.space, config, resample, factors, turn.draw());
         let Some(model) = &self.model else { return changed };
-        let others: Vec<Arc<Config>> = turn.roster().live().map(|(_, entry)| Arc::clone(entry.config())).collect();
+        let others: Vec<Arc<Config>> =
+            turn.roster().live().map(|(_, entry)| Arc::clone(entry.config())).collect();
         model.suggest(&*self.space, changed, (at, value), &others, turn.draw())
     }
 

@@ -31,7 +31,11 @@ pub trait Perturb: Debug + Send + Sync {
 
 /// Changes each parameter: with the probability `resample` to a fresh value, else times one of the factors.
 pub(super) fn perturb(
-    space: &dyn Perturb, config: &Config, resample: f64, factors: (f64, f64), draw: &mut Draw,
+    space: &dyn Perturb,
+    config: &Config,
+    resample: f64,
+    factors: (f64, f64),
+    draw: &mut Draw,
 ) -> Config {
     let mut changed = config.clone();
     for parameter in space.parameters(config) {

@@ -127,7 +127,10 @@ impl Referee {
                 self.roster.report(report);
                 let mut decisions = self.ask(|scheduler, turn| scheduler.reported(report, turn))?;
                 if !decisions.iter().any(|decision| decision.action.trial() == Some(trial)) {
-                    decisions.push(Decision { action: Action::Continue { trial }, reason: "nothing against it".into() });
+                    decisions.push(Decision {
+                        action: Action::Continue { trial },
+                        reason: "nothing against it".into(),
+                    });
                 }
                 Ok(decisions)
             }
@@ -192,13 +195,18 @@ impl Referee {
         }
     }
 
-    fn ask(&mut self, asked: impl FnOnce(&mut dyn Scheduler, &mut Turn<'_>)) -> Result<Vec<Decision>, Misuse> {
+    fn ask(
+        &mut self,
+        asked: impl FnOnce(&mut dyn Scheduler, &mut Turn<'_>),
+    ) -> Result<Vec<Decision>, Misuse> {
         self.consult(false, asked).map(|(decisions, _)| decisions)
     }
 
     /// Lets the scheduler decide; also says whether the offered slot stayed free.
     fn consult(
-        &mut self, slot: bool, asked: impl FnOnce(&mut dyn Scheduler, &mut Turn<'_>),
+        &mut self,
+        slot: bool,
+        asked: impl FnOnce(&mut dyn Scheduler, &mut Turn<'_>),
     ) -> Result<(Vec<Decision>, bool), Misuse> {
         let mut turn = Turn::new(&mut self.roster, Draw::new(self.seed, self.events), slot);
         asked(&mut *self.scheduler, &mut turn);
@@ -216,7 +224,8 @@ impl Referee {
 
 /// Nothing runs, some are paused, and the scheduler has no plan: what is furthest goes on.
 fn rescue(_: &mut dyn Scheduler, turn: &mut Turn<'_>) {
-    let furthest = turn.roster().paused().max_by_key(|(trial, entry)| (entry.resource, std::cmp::Reverse(*trial)));
+    let furthest =
+        turn.roster().paused().max_by_key(|(trial, entry)| (entry.resource, std::cmp::Reverse(*trial)));
     if let Some((trial, _)) = furthest {
         turn.resume(trial, "nothing else runs, and the scheduler named nothing that should");
     }

@@ -59,9 +59,16 @@ impl Scheduler for Running {
         let Some(next) = self.legs.get(*at + 1) else { return };
         // A checkpoint further on than the change would have been trained with the old configuration: the nearest is taken.
         let reached = turn.roster().get(trial).and_then(|entry| entry.checkpoint.as_ref());
-        if reached.is_some_and(|checkpoint| checkpoint.resource >= next.from) && turn.roster().state(trial) == State::Running {
+        if reached.is_some_and(|checkpoint| checkpoint.resource >= next.from)
+            && turn.roster().state(trial) == State::Running
+        {
             *at += 1;
-            turn.clone(trial, trial, Arc::clone(&next.config), format!("the schedule changes at resource {}", next.from));
+            turn.clone(
+                trial,
+                trial,
+                Arc::clone(&next.config),
+                format!("the schedule changes at resource {}", next.from),
+            );
         }
     }
 

@@ -42,7 +42,11 @@ impl Resizing {
     pub(super) fn build(self, space: Option<Arc<dyn Perturb>>) -> Result<Box<dyn Scheduler>, InvalidConfig> {
         InvalidConfig::unless(self.min >= 1, "resizing.min", "must be at least 1")?;
         InvalidConfig::unless(self.max >= self.min, "resizing.max", "must not be less than resizing.min")?;
-        InvalidConfig::unless(self.workers >= self.min, "resizing.workers", "must not be less than resizing.min")?;
+        InvalidConfig::unless(
+            self.workers >= self.min,
+            "resizing.workers",
+            "must not be less than resizing.min",
+        )?;
         let (workers, min, max) = (self.workers, self.min, self.max);
         Ok(Box::new(Running { inner: self.scheduler.build(space)?, workers, min, max }))
     }
@@ -78,11 +82,17 @@ impl Scheduler for Running {
     fn reported(&mut self, report: &Report, turn: &mut Turn<'_>) {
         self.inner.reported(report, turn);
         let trial = report.trial;
-        let Some(entry) = turn.roster().get(trial).filter(|entry| entry.state == State::Running) else { return };
+        let Some(entry) = turn.roster().get(trial).filter(|entry| entry.state == State::Running) else {
+            return;
+        };
         let (now, then) = (entry.workers.unwrap_or(self.min), self.share(turn.roster()));
         if now != then && entry.checkpoint.is_some() {
             let running = turn.roster().in_flight();
-            turn.resize(trial, then, format!("{} workers for {running} running trials: from {now} to {then}", self.workers));
+            turn.resize(
+                trial,
+                then,
+                format!("{} workers for {running} running trials: from {now} to {then}", self.workers),
+            );
         }
     }
 

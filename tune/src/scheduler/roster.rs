@@ -135,7 +135,8 @@ impl Roster {
     pub(super) fn create(&mut self, trial: u32, config: Arc<Config>) {
         let legs = vec![Leg { trial, from: 0, config }];
         let (value, best) = (f64::NAN, f64::NAN);
-        let entry = Entry { state: State::Starting, resource: 0, value, best, checkpoint: None, legs, workers: None };
+        let entry =
+            Entry { state: State::Starting, resource: 0, value, best, checkpoint: None, legs, workers: None };
         self.trials.insert(trial, entry);
         self.live.insert(trial);
     }

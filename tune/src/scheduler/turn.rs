@@ -80,18 +80,28 @@ impl<'a> Turn<'a> {
 
     /// Has a running or paused trial take over the donor's newest checkpoint (or its own, as its own donor), with this
     /// configuration from there on. The donor may run, but must not be over: what is over keeps no checkpoint.
-    pub fn clone(&mut self, trial: u32, donor: u32, config: Arc<Config>, reason: impl Into<Cow<'static, str>>) {
+    pub fn clone(
+        &mut self,
+        trial: u32,
+        donor: u32,
+        config: Arc<Config>,
+        reason: impl Into<Cow<'static, str>>,
+    ) {
         let state = self.roster.state(trial);
         let Some(checkpoint) = self.roster.get(donor).and_then(|entry| entry.checkpoint.clone()) else {
             // An action without a checkpoint cannot even be written down.
-            self.refused.get_or_insert((Action::Continue { trial }, "to be cloned from a donor without a checkpoint"));
+            self.refused.get_or_insert((
+                Action::Continue { trial },
+                "to be cloned from a donor without a checkpoint",
+            ));
             return;
         };
         let legal = match state {
             State::Running | State::Paused => Ok(()),
             _ => Err("only what runs or is paused can be replaced"),
         };
-        let action = Action::Clone { trial, donor, checkpoint: checkpoint.clone(), config: Arc::clone(&config) };
+        let action =
+            Action::Clone { trial, donor, checkpoint: checkpoint.clone(), config: Arc::clone(&config) };
         if self.take(action, legal, reason) {
             self.roster.graft(trial, donor, &checkpoint, config);
             if state == State::Running {
@@ -139,7 +149,12 @@ impl<'a> Turn<'a> {
         self.decisions.iter().any(|decision| decision.action.trial() == Some(trial))
     }
 
-    fn take(&mut self, action: Action, legal: Result<(), &'static str>, reason: impl Into<Cow<'static, str>>) -> bool {
+    fn take(
+        &mut self,
+        action: Action,
+        legal: Result<(), &'static str>,
+        reason: impl Into<Cow<'static, str>>,
+    ) -> bool {
         match legal {
             Ok(()) => self.decisions.push(Decision { action, reason: reason.into() }),
             Err(why) => {

@@ -182,7 +182,11 @@ impl Outcome {
     #[must_use]
     pub fn best(&self) -> Option<Best> {
         let reports = self.trials.iter().flat_map(|(trial, known)| {
-            known.reports.iter().map(|(resource, value)| Best { trial: *trial, resource: *resource, value: *value })
+            known.reports.iter().map(|(resource, value)| Best {
+                trial: *trial,
+                resource: *resource,
+                value: *value,
+            })
         });
         reports.filter(|best| !best.value.is_nan()).min_by(|a, b| a.value.total_cmp(&b.value))
     }
@@ -192,7 +196,16 @@ impl<W: Workload> Simulation<W> {
     /// One slot, no faults, no end but that of the trials; starting and leaving take no time, and every step is saved.
     pub fn new(workload: W) -> Self {
         let faults = Faults::default();
-        Simulation { workload, seed: 0, slots: 1, budget: u64::MAX, faults, start: 0.0, leave: 0.0, checkpoint_every: 1 }
+        Simulation {
+            workload,
+            seed: 0,
+            slots: 1,
+            budget: u64::MAX,
+            faults,
+            start: 0.0,
+            leave: 0.0,
+            checkpoint_every: 1,
+        }
     }
 
     /// The seed of all that is random: of the scheduler, of faults, of jitter.
@@ -233,7 +246,9 @@ impl<W: Workload> Simulation<W> {
 
     /// Runs the study to its end. `source` makes the new trials, until it has none.
     pub fn run(
-        &self, scheduler: Box<dyn Scheduler>, source: impl FnMut(&Ask<'_>) -> Option<Config>,
+        &self,
+        scheduler: Box<dyn Scheduler>,
+        source: impl FnMut(&Ask<'_>) -> Option<Config>,
     ) -> Result<Outcome, Failure> {
         run::run(self, scheduler, source)
     }

@@ -79,13 +79,16 @@ struct Run<'a, W: Workload, F> {
 }
 
 pub(super) fn run<W: Workload, F: FnMut(&Ask<'_>) -> Option<Config>>(
-    study: &Simulation<W>, scheduler: Box<dyn Scheduler>, source: F,
+    study: &Simulation<W>,
+    scheduler: Box<dyn Scheduler>,
+    source: F,
 ) -> Result<Outcome, Failure> {
     let referee = Referee::new(scheduler, study.seed);
     let outcome = Outcome { records: Vec::new(), trials: BTreeMap::new(), seconds: 0.0, steps: 0, referee };
     let (queue, workers, checkpoints) = Default::default();
     let draw = Draw::new(study.seed, u64::MAX);
-    let mut run = Run { study, source, draw, queue, workers, checkpoints, busy: 0, now: 0.0, order: 0, outcome };
+    let mut run =
+        Run { study, source, draw, queue, workers, checkpoints, busy: 0, now: 0.0, order: 0, outcome };
     run.offer()?;
     while let Some(Reverse(next)) = run.queue.pop() {
         if run.workers.get(&next.trial).is_none_or(|worker| worker.incarnation != next.incarnation) {
@@ -182,8 +185,14 @@ impl<W: Workload, F: FnMut(&Ask<'_>) -> Option<Config>> Run<'_, W, F> {
             return self.tell(Event::Exhausted).map(drop);
         };
         let state = self.study.workload.begin(trial, &config);
-        let worker =
-            Worker { config: Arc::clone(&config), state, resource: 0, incarnation: 0, placed: false, leaving: None };
+        let worker = Worker {
+            config: Arc::clone(&config),
+            state,
+            resource: 0,
+            incarnation: 0,
+            placed: false,
+            leaving: None,
+        };
         self.workers.insert(trial, worker);
         self.outcome.trials.insert(trial, Trial { config: Arc::clone(&config), reports: Vec::new() });
         self.busy += 1;
@@ -202,7 +211,11 @@ impl<W: Workload, F: FnMut(&Ask<'_>) -> Option<Config>> Run<'_, W, F> {
 
     fn restore(&mut self, trial: u32, checkpoint: &Checkpoint) -> Result<(), Failure> {
         let Some(state) = self.checkpoints.get(checkpoint) else {
-            return Err(Failure::LostCheckpoint { trial, id: checkpoint.id.clone(), owner: checkpoint.owner });
+            return Err(Failure::LostCheckpoint {
+                trial,
+                id: checkpoint.id.clone(),
+                owner: checkpoint.owner,
+            });
         };
         if let Some(worker) = self.workers.get_mut(&trial) {
             (worker.state, worker.resource) = (state.clone(), checkpoint.resource);
@@ -287,7 +300,9 @@ impl<W: Workload, F: FnMut(&Ask<'_>) -> Option<Config>> Run<'_, W, F> {
     /// Whether nothing else is queued for a trial.
     fn runs(&self, trial: u32) -> bool {
         let worker = self.workers.get(&trial);
-        let queued = |incarnation| self.queue.iter().any(|next| (next.0.trial, next.0.incarnation) == (trial, incarnation));
+        let queued = |incarnation| {
+            self.queue.iter().any(|next| (next.0.trial, next.0.incarnation) == (trial, incarnation))
+        };
         worker.is_some_and(|worker| worker.placed && worker.leaving.is_none() && !queued(worker.incarnation))
     }
 
@@ -295,7 +310,11 @@ impl<W: Workload, F: FnMut(&Ask<'_>) -> Option<Config>> Run<'_, W, F> {
         let Some(worker) = self.workers.get(&trial) else { return Ok(()) };
         if let Some(what) = worker.leaving {
             // It was late; if it was told to leave just now, its end is queued already.
-            if !self.queue.iter().any(|next| (next.0.trial, next.0.incarnation) == (trial, worker.incarnation)) {
+            if !self
+                .queue
+                .iter()
+                .any(|next| (next.0.trial, next.0.incarnation) == (trial, worker.incarnation))
+            {
                 self.queue(trial, self.study.leave, what);
             }
         } else if self.runs(trial) {
