@@ -345,6 +345,6 @@ fn bad_settings_are_refused_by_name() {
     );
     assert_eq!(refused(Pbt::default().into()), "`pbt` changes configurations and needs a space");
     assert_eq!(refused(Wilcoxon::default().p(1.0).into()), "`wilcoxon.p` must be between 0 and 1");
-    let nested = Resizing::new(HyperBand::new(9..=1), 4);
+    let nested = Resizing::new(HyperBand { min: 9, max: 1, eta: 3 }, 4);
     assert_eq!(refused(nested.into()), "`hyper_band.max` must not be less than hyper_band.min");
 }
