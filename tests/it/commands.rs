@@ -34,7 +34,8 @@ fn every_value_is_traced_to_who_set_it() {
     let told = place.run_with(&args, &env).code(0).json();
     let from = |key: &str| {
         let values = told["values"].as_array().unwrap();
-        let value = values.iter().find(|value| value["key"] == key).unwrap_or_else(|| panic!("{key}: {told}"));
+        let value =
+            values.iter().find(|value| value["key"] == key).unwrap_or_else(|| panic!("{key}: {told}"));
         (value["value"].clone(), value["from"].as_str().unwrap().to_owned())
     };
     assert_eq!(from("config.steps"), (json!(7), "environment REGATTA__config__steps".into()));
@@ -54,7 +55,10 @@ fn a_configuration_that_is_left_out_is_the_default_one() {
     let tree = place.run(&["config", "print", "a.ron", "--json"]).code(0).json();
     assert_eq!(tree["experiment"]["config"]["steps"], 20);
     let schema = place.run(&["config", "schema", "a.ron"]).code(0).json();
-    assert_eq!(schema["properties"]["config"]["properties"]["steps"], json!({ "type": "integer", "default": 20 }));
+    assert_eq!(
+        schema["properties"]["config"]["properties"]["steps"],
+        json!({ "type": "integer", "default": 20 })
+    );
     place.write("b.ron", r#"(trainable: "nothing")"#);
     place.run(&["config", "check", "b.ron"]).code(0);
 }
@@ -64,8 +68,13 @@ fn a_dry_run_tells_the_plan_and_makes_nothing() {
     let place = Place::new();
     place.write("a.ron", FILE);
     let plan = place.run(&["train", "a.ron", "--dry-run", "--workers", "1"]).code(0);
-    assert!(plan.out.contains("steps: 10") && plan.out.contains("workers    1, each cpu: 1, memory: 64MiB"), "{}", plan.out);
-    let plan = place.run(&["train", "a.ron", "--dry-run", "--name", "x", "--json", "--workers", "1"]).code(0).json();
+    assert!(
+        plan.out.contains("steps: 10") && plan.out.contains("workers    1, each cpu: 1, memory: 64MiB"),
+        "{}",
+        plan.out
+    );
+    let plan =
+        place.run(&["train", "a.ron", "--dry-run", "--name", "x", "--json", "--workers", "1"]).code(0).json();
     assert!(plan["plan"]["folder"].as_str().unwrap().ends_with("runs/sums/x"));
     assert!(!place.path().join("runs").exists());
 }

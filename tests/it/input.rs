@@ -18,11 +18,23 @@ fn unknown_keys_are_named_with_their_place_and_what_was_meant() {
     let place = Place::new();
     // The configuration's type has no deny_unknown_fields: serde alone would pass over it.
     place.write("a.ron", &GOOD.replace("steps: 10", "stpes: 10"));
-    place.run(&["train", "a.ron"]).code(2).says("a.ron:5:9: there is no key `stpes` in `config`").says("did you mean `steps`?");
+    place
+        .run(&["train", "a.ron"])
+        .code(2)
+        .says("a.ron:5:9: there is no key `stpes` in `config`")
+        .says("did you mean `steps`?");
     place.write("b.ron", &GOOD.replace("workers: 1", "wrokers: 1"));
-    place.run(&["train", "b.ron"]).code(2).says("b.ron:8:15: there is no key `wrokers`").says("did you mean `workers`?");
+    place
+        .run(&["train", "b.ron"])
+        .code(2)
+        .says("b.ron:8:15: there is no key `wrokers`")
+        .says("did you mean `workers`?");
     place.write("c.ron", &GOOD.replace("Sgd(", "Sdg("));
-    place.run(&["train", "c.ron"]).code(2).says("c.ron:6:16: there is no variant `Sdg`").says("did you mean `Sgd`?");
+    place
+        .run(&["train", "c.ron"])
+        .code(2)
+        .says("c.ron:6:16: there is no variant `Sdg`")
+        .says("did you mean `Sgd`?");
     assert!(!place.path().join("runs").exists(), "something was made");
 }
 
@@ -32,7 +44,12 @@ fn wrong_types_are_told_with_their_place() {
     place.write("a.ron", &GOOD.replace("steps: 10", "steps: \"ten\""));
     place.run(&["config", "check", "a.ron"]).code(2).says("a.ron:5:");
     place.write("b.ron", &GOOD.replace("workers: 1", "workers: 0"));
-    place.run(&["config", "check", "b.ron"]).code(2).says("b.ron:8:15").says("scaling.workers").says("at least one");
+    place
+        .run(&["config", "check", "b.ron"])
+        .code(2)
+        .says("b.ron:8:15")
+        .says("scaling.workers")
+        .says("at least one");
     place.write("c.ron", "(trainable: \"sums\", config: (");
     place.run(&["config", "check", "c.ron"]).code(2).says("c.ron:1:");
 }
@@ -58,7 +75,11 @@ fn missing_files_and_unknown_trainables_are_usage() {
     let place = Place::new();
     place.run(&["train", "none.ron"]).code(2).says("none.ron").says("No such file");
     place.write("a.ron", "(trainable: \"smus\", config: ())");
-    place.run(&["train", "a.ron"]).code(2).says("a.ron:1:2: there is no trainable \"smus\"").says("did you mean `sums`?");
+    place
+        .run(&["train", "a.ron"])
+        .code(2)
+        .says("a.ron:1:2: there is no trainable \"smus\"")
+        .says("did you mean `sums`?");
     place.write("b.ron", "(trainable: Command(\"echo {lr}\"), config: (rate: 1))");
     place.run(&["train", "b.ron"]).code(2).says("b.ron:1:2").says("no `lr`").says("it has rate");
     place.run(&["tarin", "a.ron"]).code(2);
@@ -81,7 +102,12 @@ fn a_storage_that_cannot_be_written_is_found_out_first() {
     let place = Place::new();
     place.write("a.ron", GOOD);
     place.write("file", "");
-    place.run(&["train", "a.ron", "--storage", "file/runs"]).code(2).says("run.storage").says("file/runs").says("--storage");
+    place
+        .run(&["train", "a.ron", "--storage", "file/runs"])
+        .code(2)
+        .says("run.storage")
+        .says("file/runs")
+        .says("--storage");
 }
 
 #[test]
@@ -101,6 +127,7 @@ fn a_second_controller_is_refused_and_told_who_has_the_run() {
     let args = ["train", "a.ron", "--name", "busy", "steps=100000", "millis=10"];
     let child = place.start_until_step(&args, "busy");
     place.run(&["resume", "busy"]).code(1).says(&format!("process {}", child.id()));
-    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM).unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM)
+        .unwrap();
     crate::support::came(child).code(75);
 }

@@ -44,7 +44,8 @@ fn a_signal_ends_all_of_them() {
         assert!(begun.elapsed() < crate::support::LIMIT);
         std::thread::sleep(Duration::from_millis(20));
     }
-    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT).unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT)
+        .unwrap();
     let ended = came(child).code(130);
     assert_eq!(ended.out.matches("bye").count(), 2, "{}", ended.out);
 }

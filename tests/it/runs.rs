@@ -4,13 +4,16 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::{Place, came};
 
-const SUMS: &str = r#"(trainable: "sums", config: (steps: 20), failure: (grace_seconds: 20, backoff_seconds: 0))"#;
+const SUMS: &str =
+    r#"(trainable: "sums", config: (steps: 20), failure: (grace_seconds: 20, backoff_seconds: 0))"#;
 
 #[test]
 fn a_run_is_trained_and_told_of() {
     let place = Place::new();
     place.write("a.ron", SUMS);
-    let run = place.run(&["train", "a.ron", "--name", "first", "--workers", "2", "--json", "--progress", "plain"]).code(0);
+    let run = place
+        .run(&["train", "a.ron", "--name", "first", "--workers", "2", "--json", "--progress", "plain"])
+        .code(0);
     let told = run.json();
     assert_eq!((&told["status"], &told["value"], &told["step"]), (&"done".into(), &210.into(), &20.into()));
     assert_eq!(told["metrics"]["loss"], 0.05);
@@ -39,7 +42,8 @@ fn a_stopped_run_says_how_to_resume_it_and_comes_to_the_same_end() {
     came(child).code(75).says("saved step-").says("resume: ").says("resume otter");
     let shown = place.run(&["show", "otter", "--json"]).code(0).json();
     assert_eq!(shown["status"], "resumable");
-    let stopped_at = shown["checkpoints"].as_array().unwrap().iter().map(|c| c["step"].as_u64().unwrap()).max().unwrap();
+    let stopped_at =
+        shown["checkpoints"].as_array().unwrap().iter().map(|c| c["step"].as_u64().unwrap()).max().unwrap();
     assert!(stopped_at < 400);
 
     let told = place.run(&["resume", "ott", "--json"]).code(0).says("restored step-").json();
@@ -113,7 +117,8 @@ fn a_program_is_asked_to_stop_and_goes_on_where_it_saved() {
     kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
     came(child).code(75).says("saved step-").says("resume sh");
     let shown = place.run(&["show", "sh", "--json"]).code(0).json();
-    let step = shown["checkpoints"].as_array().unwrap().iter().map(|c| c["step"].as_u64().unwrap()).max().unwrap();
+    let step =
+        shown["checkpoints"].as_array().unwrap().iter().map(|c| c["step"].as_u64().unwrap()).max().unwrap();
     // The run's own configuration is kept; it is stopped again at once, having begun where it was left.
     let child = place.start(&["resume", "sh", "--verbose"]);
     let pid = Pid::from_child(&child);

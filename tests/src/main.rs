@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use regatta_macros::trainable;
-use regatta_train::{Error, Result, Stateful, TrainContext, Tracked, metrics};
+use regatta_train::{Error, Result, Stateful, Tracked, TrainContext, metrics};
 use serde::{Deserialize, Serialize};
 
 /// What an optimiser would be.

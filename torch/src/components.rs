@@ -99,7 +99,8 @@ fn saved_tensor(name: &str, tensor: &Tensor) -> Result<StateTensor<'static>> {
 fn loaded(saved: &dyn SavedPart) -> regatta_train::Result<Vec<NamedTensor>> {
     let mut all = Vec::new();
     for (name, dtype, shape) in saved.list() {
-        let kind = kind(dtype).ok_or_else(|| saved.misfit(format!("{name} is {dtype}, which libtorch has not")))?;
+        let kind =
+            kind(dtype).ok_or_else(|| saved.misfit(format!("{name} is {dtype}, which libtorch has not")))?;
         let shape: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
         let bytes = saved.tensor(&name)?;
         all.push(NamedTensor::from_bytes(name, kind, &shape, &bytes).map_err(train_error)?);

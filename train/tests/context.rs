@@ -19,10 +19,13 @@ async fn reports_are_numbered_and_ranks_leave_out_what_only_rank_0_counts_for() 
     let end = run.play().await;
     end.finished();
     for rank in 0..2u32 {
-        let reports: Vec<_> = end.told(rank).filter_map(|told| match told {
-            FromRank::Report(report) => Some(report),
-            _ => None,
-        }).collect();
+        let reports: Vec<_> = end
+            .told(rank)
+            .filter_map(|told| match told {
+                FromRank::Report(report) => Some(report),
+                _ => None,
+            })
+            .collect();
         assert_eq!(reports.iter().map(|report| report.index).collect::<Vec<_>>(), [1, 2, 3]);
         let names: Vec<&str> = reports[0].metrics.iter().map(|(name, ..)| &**name).collect();
         assert_eq!(names, if rank == 0 { vec!["step", "loss"] } else { vec!["loss"] });
@@ -197,7 +200,8 @@ async fn components_that_do_not_fit_are_all_listed() {
     let run = Run::new(1, |ctx, config| {
         let old = config["old"].as_bool().unwrap();
         let mut state = ctx.state().with("both", Tracked::new(1u64));
-        state = if old { state.with("gone", Tracked::new(2u64)) } else { state.with("new", Tracked::new(3u64)) };
+        state =
+            if old { state.with("gone", Tracked::new(2u64)) } else { state.with("new", Tracked::new(3u64)) };
         if !old {
             state = state.with("changed", Tracked::new("text".to_owned()));
         } else {

@@ -30,7 +30,9 @@ async fn a_stop_at_every_step_resumes_to_the_bit() {
             assert_eq!(end.done(rank).value, expected, "rank {rank}, stopped at {stop}");
         }
         let restored = end.told(0).find(|told| matches!(told, FromRank::Restored { .. }));
-        assert!(matches!(restored, Some(FromRank::Restored { checkpoint: Some(_), step, .. }) if *step == stop));
+        assert!(
+            matches!(restored, Some(FromRank::Restored { checkpoint: Some(_), step, .. }) if *step == stop)
+        );
     }
 }
 
@@ -77,17 +79,18 @@ async fn a_failure_at_every_step_is_made_good_from_the_last_commit_in_the_backgr
 }
 
 /// A loop over epochs of data, with a report and a checkpoint at each epoch's end. Its value says all that it saw.
-fn epochs(
-    ctx: &mut TrainContext,
-    _: Value,
-) -> Result<Value, regatta_train::BoxError> {
+fn epochs(ctx: &mut TrainContext, _: Value) -> Result<Value, regatta_train::BoxError> {
     let shard = Shard { rank: ctx.rank(), world: ctx.world_size(), seed: ctx.seed() };
-    let mut data = Loader::new((0..50u32).collect::<Vec<_>>(), LoaderConfig::batch_size(4).workers(0), shard)?;
+    let mut data =
+        Loader::new((0..50u32).collect::<Vec<_>>(), LoaderConfig::batch_size(4).workers(0), shard)?;
     ctx.follow(&data.position());
     let seen = Tracked::new(Vec::<u32>::new());
     let evaluated = Tracked::new(Vec::<u64>::new());
-    let mut state =
-        ctx.state().with("seen", seen.clone()).with("evaluated", evaluated.clone()).with("data", data.position());
+    let mut state = ctx
+        .state()
+        .with("seen", seen.clone())
+        .with("evaluated", evaluated.clone())
+        .with("data", data.position());
     ctx.restore(&mut state)?;
     for epoch in state.epochs(3) {
         for batch in data.epoch(epoch) {
@@ -138,11 +141,11 @@ async fn an_epoch_whose_report_brought_a_checkpoint_is_neither_trained_nor_evalu
         let mut run = Run::new(2, move |ctx, config| {
             if ctx.attempt() == 1 {
                 // The process is lost right after that epoch's report.
-                let data = Loader::new((0..50u32).collect::<Vec<_>>(), LoaderConfig::batch_size(4).workers(0), Shard {
-                    rank: ctx.rank(),
-                    world: ctx.world_size(),
-                    seed: ctx.seed(),
-                })?;
+                let data = Loader::new(
+                    (0..50u32).collect::<Vec<_>>(),
+                    LoaderConfig::batch_size(4).workers(0),
+                    Shard { rank: ctx.rank(), world: ctx.world_size(), seed: ctx.seed() },
+                )?;
                 drop(data);
             }
             epochs(ctx, config)

@@ -31,10 +31,8 @@ impl HostBytes {
                 .resolve_conj()
                 .resolve_neg(),
         };
-        let bytes = context::bytes(&own)?.ok_or(Error::Torch {
-            op: "copying to the CPU",
-            message: "the copy is not contiguous".into(),
-        })?;
+        let bytes = context::bytes(&own)?
+            .ok_or(Error::Torch { op: "copying to the CPU", message: "the copy is not contiguous".into() })?;
         let (start, length) = (bytes.as_ptr(), bytes.len());
         Ok(HostBytes { _tensor: own, start, length })
     }

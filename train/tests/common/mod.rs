@@ -12,7 +12,8 @@ use regatta_train::crew::{Crew, CrewEvent, Saying};
 use regatta_train::threads::{Body, ThreadCrew};
 use regatta_train::wire::{Committed, Decision, Done, FromRank, Restore, Start};
 use regatta_train::{
-    BoxError, CheckpointConfig, FailureConfig, Result, SavedPart, StateTensor, Stateful, StopConfig, TrainContext,
+    BoxError, CheckpointConfig, FailureConfig, Result, SavedPart, StateTensor, Stateful, StopConfig,
+    TrainContext,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -171,7 +172,8 @@ impl Weights {
     pub fn learn(&self, step: u64, sum: i64) {
         let mut weights = self.0.lock().unwrap();
         for (place, weight) in weights.iter_mut().enumerate() {
-            *weight = weight.wrapping_mul(31).wrapping_add(step as u8).wrapping_add((sum + place as i64) as u8);
+            *weight =
+                weight.wrapping_mul(31).wrapping_add(step as u8).wrapping_add((sum + place as i64) as u8);
         }
     }
 
