@@ -22,7 +22,8 @@ use crate::store::{Created, Store};
 /// Which folders of saves that never ended are removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Torn {
-    /// Those of generations before the live save's, and of its own generation, where one saver saves one at a time.
+    /// Those of generations before the live save's, and those of its own generation that are older than it: a saver saves one
+    /// at a time, but while rank 0 collects, the other ranks may have begun the next.
     Fenced,
     /// Those of superseded generations, and any in which nothing was written for so long.
     OlderThan(Duration),
@@ -94,7 +95,9 @@ fn judge_torn(folder: &Listed, policy: &Policy<'_>, newest: u64) -> (bool, Strin
         return (true, format!("{what}, of a superseded generation"));
     }
     match policy.torn {
-        Torn::Fenced if policy.live.is_some_and(|live| live.generation == generation) => {
+        Torn::Fenced
+            if policy.live.is_some_and(|live| live.generation == generation && folder.name < *live) =>
+        {
             (true, format!("{what}, and its save is over"))
         }
         Torn::OlderThan(limit) if folder.idle.is_some_and(|idle| idle >= limit) => {

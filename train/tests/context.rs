@@ -4,7 +4,7 @@ mod common;
 
 use common::{Run, integers};
 use regatta_cluster::CauseKind;
-use regatta_train::wire::{Decision, FromRank, Restore};
+use regatta_train::wire::{FromRank, Restore};
 use regatta_train::{CheckpointConfig, Error, Every, StopReason, Tracked, metrics};
 
 #[tokio::test]
@@ -50,7 +50,7 @@ async fn a_stop_is_taken_at_the_same_step_on_all_ranks_and_its_checkpoint_is_com
     let run = Run::new(3, integers(u64::MAX));
     let mut playing = run.launch().await;
     playing.until_progress(20).await;
-    playing.crew.decide(&Decision::Stop(StopReason::User));
+    playing.stop(StopReason::User);
     let end = playing.end().await;
     end.finished();
     let step = end.done(0).step;
@@ -93,7 +93,7 @@ async fn where_there_are_no_steps_reports_end_the_loop() {
     });
     let mut playing = run.launch().await;
     playing.until(|told| matches!(told, FromRank::Report(report) if report.index >= 3)).await;
-    playing.crew.decide(&Decision::Stop(StopReason::Scheduler));
+    playing.stop(StopReason::Scheduler);
     let end = playing.end().await;
     end.finished();
     assert!((0..2).all(|rank| end.done(rank).stopped == Some(StopReason::Scheduler)));
@@ -182,7 +182,7 @@ async fn what_hides_in_another_crates_error_is_still_known_for_what_it_is() {
     });
     let mut stopped = run.launch().await;
     stopped.until_progress(3).await;
-    stopped.crew.decide(&Decision::Stop(StopReason::Preempted));
+    stopped.stop(StopReason::Preempted);
     let end = stopped.end().await;
     end.finished();
     assert_eq!(end.done(0).stopped, Some(StopReason::Preempted));

@@ -4,8 +4,8 @@ mod common;
 
 use common::{Run, Weights, integers};
 use regatta_train::data::{Loader, LoaderConfig, Shard};
-use regatta_train::wire::{Decision, FromRank, Restore};
-use regatta_train::{CheckpointConfig, Error, Every, StopReason, Tracked, TrainContext, metrics};
+use regatta_train::wire::{FromRank, Restore};
+use regatta_train::{BoxError, CheckpointConfig, Error, Every, Tracked, TrainContext, metrics};
 use serde_json::{Value, json};
 
 const STEPS: u64 = 12;
@@ -37,9 +37,7 @@ async fn a_stop_at_every_step_resumes_to_the_bit() {
 }
 
 /// Rank 1 fails at a step of the first attempt; checkpoints are taken every other step.
-fn failing(
-    at: u64,
-) -> impl Fn(&mut TrainContext, Value) -> Result<Value, regatta_train::BoxError> + Send + Sync + 'static {
+fn failing(at: u64) -> impl Fn(&mut TrainContext, Value) -> Result<Value, BoxError> + Send + Sync + 'static {
     move |ctx, _| {
         let weights = Weights::new(100_000);
         let mut state = ctx.state().with("model", weights.clone());
@@ -63,23 +61,20 @@ async fn a_failure_at_every_step_is_made_good_from_the_last_commit_in_the_backgr
     for at in 0..STEPS {
         let mut run = Run::new(2, failing(at));
         run.start.checkpoint.every = Every::Steps(2);
-        let mut playing = run.launch().await;
-        let failed = loop {
-            use regatta_train::crew::{Crew, CrewEvent};
-            match playing.crew.next().await {
-                Some(CrewEvent::Failed(failure)) => break failure,
-                Some(_) => {}
-                None => panic!("it should have failed at {at}"),
-            }
-        };
+        let (run, failed) = run.launch().await.fail().await;
         assert_eq!(failed.root.message, "out of luck", "{failed}");
-        let end = playing.run.again(Restore::Newest).play().await;
+        let end = run.again(Restore::Newest).play().await;
         assert_eq!(end.done(0).value, expected, "failed at {at}");
     }
 }
 
 /// A loop over epochs of data, with a report and a checkpoint at each epoch's end. Its value says all that it saw.
-fn epochs(ctx: &mut TrainContext, _: Value) -> Result<Value, regatta_train::BoxError> {
+fn epochs(ctx: &mut TrainContext, config: Value) -> Result<Value, BoxError> {
+    epochs_until(ctx, config, u64::MAX)
+}
+
+/// The same, but it fails right after that many reports.
+fn epochs_until(ctx: &mut TrainContext, _: Value, reports: u64) -> Result<Value, BoxError> {
     let shard = Shard { rank: ctx.rank(), world: ctx.world_size(), seed: ctx.seed() };
     let mut data =
         Loader::new((0..50u32).collect::<Vec<_>>(), LoaderConfig::batch_size(4).workers(0), shard)?;
@@ -107,6 +102,9 @@ fn epochs(ctx: &mut TrainContext, _: Value) -> Result<Value, regatta_train::BoxE
         }
         evaluated.update(|evaluated| evaluated.push(epoch));
         ctx.report(metrics! { epoch }).checkpoint(&state)?;
+        if epoch + 1 == reports {
+            return Err("lost after the report".into());
+        }
     }
     Ok(json!([seen.get(), evaluated.get()]))
 }
@@ -138,27 +136,15 @@ async fn a_resume_in_the_middle_of_an_epoch_or_at_its_end_repeats_and_leaves_out
 #[tokio::test]
 async fn an_epoch_whose_report_brought_a_checkpoint_is_neither_trained_nor_evaluated_again() {
     for lost in 1..=2u64 {
+        // The report brings the checkpoint with which the run is lost.
         let mut run = Run::new(2, move |ctx, config| {
-            if ctx.attempt() == 1 {
-                // The process is lost right after that epoch's report.
-                let data = Loader::new(
-                    (0..50u32).collect::<Vec<_>>(),
-                    LoaderConfig::batch_size(4).workers(0),
-                    Shard { rank: ctx.rank(), world: ctx.world_size(), seed: ctx.seed() },
-                )?;
-                drop(data);
-            }
-            epochs(ctx, config)
+            let first = ctx.attempt() == 1;
+            epochs_until(ctx, config, if first { lost } else { u64::MAX })
         });
         run.start.checkpoint.r#async = false;
-        let mut playing = run.launch().await;
-        let wanted = lost;
-        playing.until(|told| matches!(told, FromRank::Report(report) if report.index == wanted)).await;
-        use regatta_train::crew::Crew;
-        playing.crew.decide(&Decision::Stop(StopReason::User));
-        let end = playing.end().await;
-        end.finished();
-        let end = end.run.again(Restore::Newest).play().await;
+        let (run, failure) = run.launch().await.fail().await;
+        assert_eq!(failure.root.message, "lost after the report");
+        let end = run.again(Restore::Newest).play().await;
         let value = &end.done(0).value;
         assert_eq!(counted(value), vec![3; 50]);
         assert_eq!(value[1], json!([0, 1, 2]));

@@ -13,7 +13,7 @@ use regatta_train::threads::{Body, ThreadCrew};
 use regatta_train::wire::{Committed, Decision, Done, FromRank, Restore, Start};
 use regatta_train::{
     BoxError, CheckpointConfig, FailureConfig, Result, SavedPart, StateTensor, Stateful, StopConfig,
-    TrainContext,
+    StopReason, TrainContext,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -102,6 +102,21 @@ impl Playing {
 
     pub async fn until_progress(&mut self, step: u64) {
         self.until(|told| matches!(told, FromRank::Progress(progress) if progress.step >= step)).await;
+    }
+
+    pub fn stop(&mut self, reason: StopReason) {
+        self.crew.decide(&Decision::Stop(reason));
+    }
+
+    /// Goes on until the attempt has failed; gives back the run.
+    pub async fn fail(mut self) -> (Run, Failure) {
+        loop {
+            match tokio::time::timeout(SOON, self.crew.next()).await.expect("something happens") {
+                Some(CrewEvent::Failed(failure)) => return (self.run, *failure),
+                Some(_) => {}
+                None => panic!("it should have failed"),
+            }
+        }
     }
 
     pub async fn end(mut self) -> End {
@@ -213,9 +228,4 @@ pub fn integers(
         }
         Ok(weights.hash().into())
     }
-}
-
-/// So that a test need not name it.
-pub fn stop(reason: regatta_train::StopReason) -> Decision {
-    Decision::Stop(reason)
 }
