@@ -121,11 +121,11 @@ fn program(args: &[OsString]) -> String {
     name.map_or_else(|| "regatta".into(), |name| name.to_string_lossy().into_owned())
 }
 
-/// Diagnostics: warnings, or what `REGATTA_LOG` asks for.
+/// Diagnostics: warnings, or what `REGATTA_LOG` asks for. What the cluster warns of, a run's own lines tell better.
 fn tracing_to_stderr() {
     use std::io::IsTerminal;
     let filter = tracing_subscriber::EnvFilter::try_from_env("REGATTA_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,regatta_cluster=error"));
     // A program that installed its own keeps it.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -271,8 +271,11 @@ impl<W: Write + Send> Shown<W> {
                 self.say(&format!("done at step {step}  {}", figures.join("  ")));
             }
             Status::Stopped { reason, forced } => {
-                let how = if *forced { ", at once" } else { "" };
-                self.say(&format!("{reason}{how}"));
+                match (self.stopping, forced) {
+                    (_, true) => self.say("ended at once, without another checkpoint"),
+                    (false, false) => self.say(&reason.to_string()),
+                    (true, false) => {}
+                }
                 let resume = self.look.resume.clone();
                 self.say(&format!("resume: {resume}"));
             }

@@ -170,8 +170,13 @@ impl Settings {
                 Err(error) => first = first.or(Some(error)),
             }
         }
+        let above = first.as_ref().is_some_and(|error| match error {
+            // What does not fit is not the value but that it is there.
+            Error::Config { path: at, .. } => path.starts_with(&format!("{at}.")),
+            _ => false,
+        });
         let why = first.map(|error| explain(&error)).unwrap_or_default();
-        Err(match unknown_key(&why) {
+        Err(match unknown_key(&why) || (above && get(&self.tree, &path).is_none()) {
             true => self.no_such_key(&change.layer, &path),
             false => Problem::usage(format!("{}: {why}", change.layer)),
         })
@@ -189,7 +194,7 @@ impl Settings {
     /// All that can be set, shortly named.
     fn names(&self) -> Vec<String> {
         let all = leaves(&self.tree).into_iter().map(|(path, _)| path);
-        all.map(|path| path.strip_prefix("config.").map(str::to_owned).unwrap_or(path)).collect()
+        all.map(|path| plain(path.strip_prefix("config.").unwrap_or(&path))).collect()
     }
 
     /// The full path of what was named shortly.
@@ -207,7 +212,7 @@ impl Settings {
             (false, false) => {
                 let paths: Vec<String> = leaves(&self.tree).into_iter().map(|(path, _)| path).collect();
                 let ending = format!(".{named}");
-                let inside = |path: &&String| path.starts_with("config.") && path.ends_with(&ending);
+                let inside = |path: &&String| path.starts_with("config.") && plain(path).ends_with(&ending);
                 match paths.iter().filter(inside).collect::<Vec<_>>().as_slice() {
                     [one] => Ok((*one).clone()),
                     // A key that is not written while it has no value is found out by trying.
@@ -367,6 +372,12 @@ fn read(text: &str) -> Value {
         return if variant == "Some" { inner } else { serde_json::json!({ variant: inner }) };
     }
     registry::ron_options().from_str(text).unwrap_or_else(|_| Value::String(text.into()))
+}
+
+/// A path without the names of enum variants, which stand in JSON as keys: `optim.Adam.lr` is `optim.lr` to people.
+fn plain(path: &str) -> String {
+    let variant = |part: &&str| !part.starts_with(|c: char| c.is_ascii_uppercase());
+    path.split('.').filter(variant).collect::<Vec<_>>().join(".")
 }
 
 /// The value at a path.

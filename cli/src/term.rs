@@ -54,9 +54,12 @@ impl Terminal {
     }
 }
 
-/// The terminal's width, or what fits most.
+/// The terminal's width, or a usual one.
 pub(crate) fn width() -> usize {
-    rustix::termios::tcgetwinsize(std::io::stderr()).map_or(0, |size| usize::from(size.ws_col)).max(40)
+    match rustix::termios::tcgetwinsize(std::io::stderr()) {
+        Ok(size) if size.ws_col > 0 => usize::from(size.ws_col),
+        _ => 100,
+    }
 }
 
 /// `4.8 MB`.

@@ -4,7 +4,6 @@
 //! A sample that is not counted exactly once an epoch, or a rank whose weights are not those of the others, ends it with an
 //! error.
 
-use std::process::ExitCode;
 use std::time::Duration;
 
 use regatta::prelude::*;

@@ -5,8 +5,6 @@
 //! [`Trainer`](prelude::Trainer) in code; the same function on one worker or many, from the beginning or from a checkpoint.
 //!
 //! ```no_run
-//! use std::process::ExitCode;
-//!
 //! use regatta::prelude::*;
 //!
 //! #[derive(Clone, Serialize, Deserialize)]
@@ -64,10 +62,12 @@
 
 use std::process::ExitCode;
 
+pub use regatta_cli as cli;
 pub use regatta_macros::trainable;
 pub use regatta_torch as torch;
 pub use regatta_train as train;
 pub use regatta_tune as tune;
+pub use tch;
 
 /// The whole of a program's `main`: the command line with its trainables in it, and, in the processes that are started as
 /// workers, the worker.
@@ -94,6 +94,8 @@ fn find_cuda() {
 
 /// What a training program uses.
 pub mod prelude {
+    pub use std::process::ExitCode;
+
     pub use regatta_macros::{SearchSpace, trainable};
     pub use regatta_torch::context::{TorchContext, TorchState};
     pub use regatta_torch::ddp::{DataParallel, DataParallelConfig};
@@ -104,8 +106,8 @@ pub mod prelude {
     pub use regatta_train::data::{Dataset, LoaderConfig, Mode, from_fn};
     pub use regatta_train::metrics::{max, mean, min, sum};
     pub use regatta_train::{
-        BoxError, CheckpointConfig, Every, FailureConfig, RunConfig, RunResult, ScalingConfig, Tracked,
-        TrainContext, Trainer, metrics,
+        BoxError, CheckpointConfig, Every, FailureConfig, Placement, Resources, RunConfig, RunResult, ScalingConfig, State,
+        Stateful, StopConfig, Tracked, TrainContext, Trainer, Workers, metrics,
     };
     pub use serde::{Deserialize, Serialize};
     pub use tch::nn::{Module, ModuleT};

@@ -30,7 +30,7 @@ fn every_value_is_traced_to_who_set_it() {
     let place = Place::new();
     place.write("a.ron", FILE);
     let env = [("REGATTA__config__steps", "7"), ("REGATTA__run__seed", "9")];
-    let args = ["config", "explain", "a.ron", "--json", "lr=0.125", "scaling.workers=2", "run.seed=10"];
+    let args = ["config", "explain", "a.ron", "--json", "optim.lr=0.125", "scaling.workers=2", "run.seed=10"];
     let told = place.run_with(&args, &env).code(0).json();
     let from = |key: &str| {
         let values = told["values"].as_array().unwrap();
@@ -39,7 +39,7 @@ fn every_value_is_traced_to_who_set_it() {
         (value["value"].clone(), value["from"].as_str().unwrap().to_owned())
     };
     assert_eq!(from("config.steps"), (json!(7), "environment REGATTA__config__steps".into()));
-    assert_eq!(from("config.optim.Adam.lr"), (json!(0.125), "command line lr=0.125".into()));
+    assert_eq!(from("config.optim.Adam.lr"), (json!(0.125), "command line optim.lr=0.125".into()));
     assert_eq!(from("config.optim.Adam.beta").0, json!(0.9));
     assert_eq!(from("config.millis"), (json!(0), "default".into()));
     assert_eq!(from("scaling.workers"), (json!(2), "command line scaling.workers=2".into()));

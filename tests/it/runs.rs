@@ -36,7 +36,7 @@ fn a_run_is_trained_and_told_of() {
 fn a_stopped_run_says_how_to_resume_it_and_comes_to_the_same_end() {
     let place = Place::new();
     place.write("a.ron", SUMS);
-    let args = ["train", "a.ron", "--name", "otter", "steps=400", "millis=10"];
+    let args = ["train", "a.ron", "--name", "otter", "steps=150", "millis=20"];
     let child = place.start_until_step(&args, "otter");
     kill_process(Pid::from_child(&child), Signal::INT).unwrap();
     came(child).code(75).says("saved step-").says("resume: ").says("resume otter");
@@ -44,10 +44,10 @@ fn a_stopped_run_says_how_to_resume_it_and_comes_to_the_same_end() {
     assert_eq!(shown["status"], "resumable");
     let stopped_at =
         shown["checkpoints"].as_array().unwrap().iter().map(|c| c["step"].as_u64().unwrap()).max().unwrap();
-    assert!(stopped_at < 400);
+    assert!(stopped_at < 150);
 
     let told = place.run(&["resume", "ott", "--json"]).code(0).says("restored step-").json();
-    assert_eq!((&told["value"], &told["attempts"]), (&(400 * 401 / 2).into(), &2.into()));
+    assert_eq!((&told["value"], &told["attempts"]), (&(150 * 151 / 2).into(), &2.into()));
 }
 
 #[test]
@@ -102,7 +102,9 @@ fn a_program_in_any_language_is_a_trainable() {
     assert_eq!(told["experiment"], "program");
     place.run(&["ckpt", "verify", "sh"]).code(0);
     let logs = place.run(&["logs", "sh", "1"]).code(0).out;
-    assert!(logs.contains("rank 1 of 2 at 127.0.0.1:") && logs.contains("from 4"), "{logs}");
+    assert!(logs.contains("rank 1 of 2 at 127.0.0.1:"), "{logs}");
+    // Rank 0 may have been asked to end by then, and have saved once more.
+    assert!(logs.contains("from 4") || logs.contains("from 5"), "{logs}");
     let folder = place.path().join("runs/program/sh");
     let left: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(left.iter().all(|name| !name.to_string_lossy().starts_with("incoming")), "{left:?}");

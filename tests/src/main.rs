@@ -34,7 +34,7 @@ impl Default for Config {
     }
 }
 
-/// Sums the steps; every fifth step it reports and saves.
+/// Sums the steps; reports every fifth, and saves every 25th and the last.
 #[trainable(crate = regatta_train)]
 fn sums(ctx: &mut TrainContext, config: Config) -> Result<u64> {
     let sum = Tracked::new(0u64);
@@ -52,8 +52,11 @@ fn sums(ctx: &mut TrainContext, config: Config) -> Result<u64> {
         }
         sum.update(|sum| *sum += next);
         ctx.step(&state)?;
-        if next.is_multiple_of(5) {
-            ctx.report(metrics! { loss: 1.0 / next as f64, lr }).checkpoint(&state)?;
+        let report = ctx.report(metrics! { loss: 1.0 / next as f64, lr });
+        match (next.is_multiple_of(5), next.is_multiple_of(25) || next == config.steps) {
+            (_, true) => report.checkpoint(&state)?,
+            (true, false) => report.send()?,
+            (false, false) => drop(report),
         }
     }
     Ok(sum.get())
