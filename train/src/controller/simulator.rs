@@ -78,6 +78,8 @@ struct World {
     /// When this controller began.
     since: Duration,
     log: Vec<Draft>,
+    /// The store is broken: nothing is added to the log any more.
+    broken: bool,
     crew: Crew,
     commits: u64,
     failures: u64,
@@ -101,6 +103,7 @@ impl World {
             now: Duration::ZERO,
             since: Duration::ZERO,
             log: Vec::new(),
+            broken: false,
             crew: Crew::None,
             commits: 0,
             failures: 0,
@@ -124,11 +127,18 @@ impl World {
         let before = self.machine.ledger().clone();
         let phase = self.machine.phase();
         let output = self.machine.handle(self.now - self.since, input);
+        assert!(phase != Phase::Ended || output.events.is_empty(), "CM-4: nothing follows the end");
+        let end = output.events.iter().rposition(|draft| matches!(draft.event, Event::RunFinished(_)));
+        if self.machine.phase() == Phase::Ended && phase != Phase::Ended {
+            assert_eq!(end, Some(output.events.len() - 1), "CM-4: the end is the last event");
+        }
         for draft in output.events {
             self.check_event(&before, &draft);
-            self.log.push(draft);
+            if !self.broken {
+                self.log.push(draft);
+            }
         }
-        assert_eq!(&self.fold(), self.machine.ledger(), "CM-1");
+        assert!(self.broken || &self.fold() == self.machine.ledger(), "CM-1");
         for action in output.actions {
             match action {
                 Action::Launch { attempt, generation, .. } => {
@@ -159,13 +169,15 @@ impl World {
             Event::AttemptEnded(_) => assert!(before.open.is_some(), "CM-4: an attempt ends once"),
             Event::RunFinished(finished) => {
                 self.fruitless = 0;
+                if self.crew == Crew::None && before.open.is_none() && self.machine.phase() == Phase::Placing
+                {
+                    // That of the controller before, which gave the run up and died.
+                    self.first = None;
+                }
                 assert!(!matches!(finished.outcome, Outcome::Failed) || finished.cause.is_some());
             }
             _ => {}
         }
-        // The end of the run is the last event of its controller.
-        let ended = self.log.last().is_some_and(|last| matches!(last.event, Event::RunFinished(_)));
-        assert!(!ended, "CM-4: nothing follows the end: {draft:?}");
     }
 
     fn step(&mut self, step: Step) {
@@ -214,7 +226,7 @@ impl World {
             }
             Step::StoreBreaks => {
                 // Which is then what went wrong.
-                self.first = None;
+                (self.first, self.broken) = (None, true);
                 self.input(Input::Broken(Error::other("store", "it is full")));
             }
             Step::ControllerDies => self.next_controller(),
@@ -242,16 +254,17 @@ impl World {
 
     /// The workers end with their controller; another one goes on from the log.
     fn next_controller(&mut self) {
+        let broken = std::mem::take(&mut self.broken);
         (self.crew, self.since, self.told) = (Crew::None, self.now, None);
         let ledger = self.fold();
-        if !ledger.checkpoints.is_empty() && ledger.first.is_none() {
-            self.first = None;
+        // What a broken store did not keep, nobody knows any more.
+        if broken {
+            let first = ledger.first.clone();
+            (self.first, self.fruitless) = (first.map(|cause| cause.message), ledger.fruitless as i32);
         }
         let ended = self.log.last().is_some_and(|last| matches!(last.event, Event::RunFinished(_)));
         if ended {
             self.first = None;
-            // The next life begins where the check of the last event cannot see the end of the one before.
-            self.log.push(Draft::new(regatta_track::event::RunConfigured::default()).at(ledger.last));
         }
         let origin = Timestamp(self.now.as_micros() as i64);
         self.machine = Machine::new(self.plan.clone(), ledger, origin);
@@ -300,6 +313,9 @@ proptest! {
         let took = world.stop_and_wait();
         prop_assert!(took <= GRACE, "CM-6: {took:?}");
         prop_assert!(world.told.is_none_or(|_| over) || took <= GRACE);
+        if world.broken {
+            return Ok(());
+        }
         let ended: Vec<&Event> = world.log.iter().map(|draft| &draft.event).collect();
         prop_assert!(matches!(ended.last(), Some(Event::RunFinished(_))), "CM-4");
         let begun = ended.iter().filter(|event| matches!(event, Event::AttemptStarted(_))).count();
