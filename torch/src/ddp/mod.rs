@@ -53,6 +53,7 @@ mod way;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use regatta_comm::ProcessGroup;
 use regatta_comm::nccl::DeviceGroup;
@@ -362,10 +363,7 @@ impl Many {
         let owned = parameters.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
         let reducer = Arc::new(Mutex::new(Reducer::new(group.clone(), config.clone(), owned, nccl)?));
         let hooks = (parameters.iter().enumerate())
-            .map(|(index, (_, tensor))| {
-                let reducer = reducer.clone();
-                GradHook::register(tensor, index, move |index| lock(&reducer).ready(index))
-            })
+            .map(|(index, (_, tensor))| register(tensor, index, &reducer, group.deadline()))
             .collect::<Result<_>>()?;
         // Nobody begins a pass before all have registered: ranks may be threads of one process.
         group.barrier()?;
@@ -374,6 +372,25 @@ impl Many {
 
     fn lock(&self) -> MutexGuard<'_, Reducer> {
         lock(&self.reducer)
+    }
+}
+
+/// Hooks cannot be registered while a backward pass runs anywhere in the process: where ranks are threads, another group's may.
+fn register(
+    tensor: &Tensor,
+    index: usize,
+    reducer: &Arc<Mutex<Reducer>>,
+    within: Duration,
+) -> Result<GradHook> {
+    let began = Instant::now();
+    loop {
+        let reducer = reducer.clone();
+        match GradHook::register(tensor, index, move |index| lock(&reducer).ready(index)) {
+            Err(Error::Argument { .. }) if began.elapsed() < within => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            outcome => return outcome,
+        }
     }
 }
 
