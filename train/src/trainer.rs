@@ -11,8 +11,9 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 
 use crate::callback::Callback;
+use crate::command::{self, CommandCrew, CommandPlan};
 use crate::config::{
-    CheckpointConfig, CommandLine, Experiment, FailureConfig, RunConfig, ScalingConfig, Trainable, Workers,
+    CheckpointConfig, Experiment, FailureConfig, RunConfig, ScalingConfig, Trainable, Workers,
 };
 use crate::controller::Ending;
 use crate::controller::drive::{NOT_A_WORKER, Parts, drive};
@@ -23,11 +24,9 @@ use crate::handle::{Order, RunHandle};
 use crate::registry::{self, Registration};
 use crate::result::RunResult;
 use crate::signals::Signals;
+use crate::threads::{Body, ThreadCrew};
 use crate::wire::Restore;
 use crate::{BoxError, Error, Result, TrainContext};
-
-/// A training function, whatever its types were.
-pub(crate) type Function = Arc<dyn Fn(&mut TrainContext, Value) -> Result<Value, BoxError> + Send + Sync>;
 
 /// What the ranks are.
 enum Hands {
@@ -59,7 +58,7 @@ enum Hands {
 /// instead, needs neither, and takes closures.
 pub struct Trainer {
     experiment: Experiment<Value>,
-    function: Option<Function>,
+    function: Option<Body>,
     entry: Option<&'static Registration>,
     /// What was wrong with what was given; said when training begins.
     problem: Option<Error>,
@@ -114,7 +113,7 @@ impl Trainer {
             }
         };
         let experiment = Experiment { trainable: Trainable::Function(name), config, ..Experiment::default() };
-        let function: Function =
+        let function: Body =
             Arc::new(move |context: &mut TrainContext, config| registry::run(&function, context, config));
         Trainer { function: Some(function), entry, problem, ..Self::bare(experiment) }
     }
@@ -334,7 +333,7 @@ impl Trainer {
             None => {
                 let name = match &self.experiment.trainable {
                     Trainable::Function(name) => name.clone(),
-                    Trainable::Command(CommandLine(line)) => program_name(line),
+                    Trainable::Command(line) => program_name(line),
                 };
                 RunFolder::new(&self.experiment.run, &name)
             }
@@ -354,11 +353,9 @@ impl Trainer {
             Hands::Other(crew) => Ok(crew),
             Hands::Threads => self.threads(),
             Hands::Processes => {
-                let Trainable::Function(trainable) = &self.experiment.trainable else {
-                    return Err(Error::NotAvailable {
-                        what: "a command as a trainable",
-                        why: "it needs its own crew: give one with Trainer::crew".into(),
-                    });
+                let trainable = match &self.experiment.trainable {
+                    Trainable::Function(trainable) => trainable,
+                    Trainable::Command(line) => return self.commands(line, folder, site),
                 };
                 if self.entry.is_none() {
                     let why = format!(
@@ -386,9 +383,30 @@ impl Trainer {
         }
     }
 
+    /// The crew of a program in any language.
+    fn commands(&self, line: &str, folder: &RunFolder, site: Option<&Site>) -> Result<Box<dyn Crew>> {
+        let Some(site) = site else {
+            let why = "there is no site for its processes".into();
+            return Err(Error::NotAvailable { what: "a command as a trainable", why });
+        };
+        command::check(&self.experiment)?;
+        let scaling = &self.experiment.scaling;
+        Ok(Box::new(CommandCrew::new(CommandPlan {
+            spawner: site.spawner.clone(),
+            line: line.to_owned(),
+            request: request(&format!("{}/{}", folder.experiment, folder.name), scaling),
+            threads: scaling.threads,
+            logs: folder.path.join("logs"),
+        })))
+    }
+
     fn threads(&self) -> Result<Box<dyn Crew>> {
-        let why = "this build has no crew of threads".into();
-        Err(Error::NotAvailable { what: "training in this process", why })
+        let Some(function) = self.function.clone() else {
+            let why =
+                "a command is a process: train it with the command line, or with a crew of its own".into();
+            return Err(Error::NotAvailable { what: "training a command in this process", why });
+        };
+        Ok(Box::new(ThreadCrew::new(self.experiment.scaling.workers.max(), function)))
     }
 }
 

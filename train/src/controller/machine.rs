@@ -590,7 +590,11 @@ impl Machine {
                 self.end();
             }
             // Something of the old crew may still be there: another beside it would be two.
-            (_, Err(error)) => self.finish_with(Status::Failed, Some(error), None),
+            (_, Err(error)) => {
+                self.decided("give_up", error.to_string(), Value::Null);
+                let error = self.first.take().unwrap_or(error);
+                self.finish_with(Status::Failed, Some(error), None);
+            }
             (_, Ok(())) => {}
         }
     }

@@ -85,7 +85,8 @@ struct World {
     first: Option<String>,
     /// When it was told to stop.
     told: Option<Duration>,
-    wait_before: Option<(u32, Duration)>,
+    /// Failures and preemptions since progress, the user, or the beginning.
+    fruitless: i32,
 }
 
 impl World {
@@ -105,7 +106,7 @@ impl World {
             failures: 0,
             first: None,
             told: None,
-            wait_before: None,
+            fruitless: 0,
         };
         world.input(Input::Begin);
         world
@@ -121,6 +122,7 @@ impl World {
 
     fn input(&mut self, input: Input) {
         let before = self.machine.ledger().clone();
+        let phase = self.machine.phase();
         let output = self.machine.handle(self.now - self.since, input);
         for draft in output.events {
             self.check_event(&before, &draft);
@@ -145,7 +147,10 @@ impl World {
         if self.machine.phase() == Phase::Recovering {
             assert!(self.machine.ledger().failures <= max_failures, "CM-2");
             assert!(self.machine.ledger().preemptions <= max_preemptions, "CM-2");
-            self.check_backoff();
+            if phase != Phase::Recovering {
+                let wait = Duration::from_secs_f64(0.1 * 2_f64.powi(self.fruitless - 1)).min(LONGEST_BACKOFF);
+                assert_eq!(self.machine.backoff_left(), wait, "CM-8");
+            }
         }
     }
 
@@ -153,7 +158,7 @@ impl World {
         match &draft.event {
             Event::AttemptEnded(_) => assert!(before.open.is_some(), "CM-4: an attempt ends once"),
             Event::RunFinished(finished) => {
-                self.first = None;
+                self.fruitless = 0;
                 assert!(!matches!(finished.outcome, Outcome::Failed) || finished.cause.is_some());
             }
             _ => {}
@@ -161,19 +166,6 @@ impl World {
         // The end of the run is the last event of its controller.
         let ended = self.log.last().is_some_and(|last| matches!(last.event, Event::RunFinished(_)));
         assert!(!ended, "CM-4: nothing follows the end: {draft:?}");
-    }
-
-    /// CM-8, for the restart that was just decided.
-    fn check_backoff(&mut self) {
-        let fruitless = self.machine.ledger().fruitless;
-        let wait = self.machine.backoff_left();
-        if let Some((before, shorter)) = self.wait_before.replace((fruitless, wait))
-            && fruitless == before + 1
-            && self.machine.deadline().is_none()
-        {
-            assert!(wait == shorter * 2 || wait == LONGEST_BACKOFF || wait < shorter * 2, "CM-8");
-        }
-        assert!(wait <= LONGEST_BACKOFF, "CM-8");
     }
 
     fn step(&mut self, step: Step) {
@@ -185,7 +177,7 @@ impl World {
             }
             Step::Commit if self.crew == Crew::Running => {
                 self.commits += 1;
-                self.first = None;
+                (self.first, self.fruitless) = (None, 0);
                 let (step, generation) = (self.commits, self.machine.ledger().generation);
                 let id = format!("step-{step:06}.g{generation}.{step:x}");
                 self.input(Input::Committed(CheckpointCommitted {
@@ -197,6 +189,7 @@ impl World {
             }
             Step::Fail(kind) if matches!(self.crew, Crew::Placing | Crew::Joining | Crew::Running) => {
                 self.failures += 1;
+                self.fruitless += 1;
                 let message = format!("failure {}", self.failures);
                 self.first.get_or_insert(message.clone());
                 self.crew = Crew::Over;
@@ -219,7 +212,11 @@ impl World {
                 self.now += Duration::from_millis(ms);
                 self.input(Input::Tick);
             }
-            Step::StoreBreaks => self.input(Input::Broken(Error::other("store", "it is full"))),
+            Step::StoreBreaks => {
+                // Which is then what went wrong.
+                self.first = None;
+                self.input(Input::Broken(Error::other("store", "it is full")));
+            }
             Step::ControllerDies => self.next_controller(),
             _ => {}
         }
@@ -246,7 +243,6 @@ impl World {
     /// The workers end with their controller; another one goes on from the log.
     fn next_controller(&mut self) {
         (self.crew, self.since, self.told) = (Crew::None, self.now, None);
-        self.wait_before = None;
         let ledger = self.fold();
         if !ledger.checkpoints.is_empty() && ledger.first.is_none() {
             self.first = None;
