@@ -172,7 +172,9 @@ impl Parse for How {
                     Expr::Path(path) if path.path.is_ident("log") => how.log = true,
                     Expr::Path(path) if path.path.is_ident("fixed") => how.kind(Kind::Fixed(None), at)?,
                     Expr::Range(range) => match (range.start, range.limits, range.end) {
-                        (Some(low), RangeLimits::Closed(_), Some(high)) => how.kind(Kind::Range(low, high), at)?,
+                        (Some(low), RangeLimits::Closed(_), Some(high)) => {
+                            how.kind(Kind::Range(low, high), at)?
+                        }
                         _ => return Err(Error::new(at, "a range has both its ends: write low..=high")),
                     },
                     other => return Err(unknown(&quote!(#other).to_string(), at)),
@@ -206,7 +208,9 @@ fn crate_path(attributes: &[Attribute]) -> Result<Path> {
     for attribute in attributes.iter().filter(|a| a.path().is_ident("space")) {
         attribute.parse_nested_meta(|meta| {
             if !meta.path.is_ident("crate") {
-                return Err(meta.error("a type takes #[space(crate = \"..\")]; the rest belongs on its fields"));
+                return Err(
+                    meta.error("a type takes #[space(crate = \"..\")]; the rest belongs on its fields")
+                );
             }
             path = meta.value()?.parse::<LitStr>()?.parse()?;
             Ok(())

@@ -129,6 +129,9 @@ pub enum Error {
     /// The cluster runtime failed.
     #[error(transparent)]
     Cluster(#[from] regatta_cluster::Error),
+    /// The data could not be read.
+    #[error(transparent)]
+    Data(#[from] crate::data::Error),
     /// The run's store failed.
     #[error(transparent)]
     Track(#[from] regatta_track::Error),

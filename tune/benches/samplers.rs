@@ -19,7 +19,9 @@ fn main() {
         let figure = match words[..] {
             ["tpe", trials] => ask_and_tell(Tpe::default(), number(trials), 0),
             ["gp", trials] => ask_and_tell(Gp::default(), number(trials), 1),
-            ["regret", sampler, function, trials, seed] => regret(sampler, function, number(trials), number(seed)),
+            ["regret", sampler, function, trials, seed] => {
+                regret(sampler, function, number(trials), number(seed))
+            }
             // Cargo runs benchmarks with `--bench` and an empty stdin; anything else is a mistake of the caller's.
             _ => panic!("no such case: {line}"),
         };
@@ -33,14 +35,17 @@ fn number(word: &str) -> u64 {
 
 /// What one trial costs after `trials` of them; `warm` more suggestions go before those that count.
 fn ask_and_tell(sampler: impl Sampler + 'static, trials: u64, warm: usize) -> f64 {
-    let space = (0..10).fold(group(), |g, i| g.with(format!("x{i}"), float(-5.0..=5.0))).build().expect("a space");
+    let space =
+        (0..10).fold(group(), |g, i| g.with(format!("x{i}"), float(-5.0..=5.0))).build().expect("a space");
     let mut search = Search::new(space, sampler, 0);
     let mut state = 1u64;
     let mut random = || {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         (state >> 11) as f64 / (1u64 << 53) as f64 * 10.0 - 5.0
     };
-    let value = |config: &Value| (0..10).map(|i| (config[format!("x{i}")].as_f64().unwrap_or(0.0) - 1.0).powi(2)).sum::<f64>();
+    let value = |config: &Value| {
+        (0..10).map(|i| (config[format!("x{i}")].as_f64().unwrap_or(0.0) - 1.0).powi(2)).sum::<f64>()
+    };
     let known: Vec<(Value, [f64; 1])> = (0..trials)
         .map(|_| (0..10).map(|i| (format!("x{i}"), json!(random()))).collect())
         .map(|config| (Value::Object(config), 0.0))

@@ -21,7 +21,10 @@ pub mod importance;
 mod normal;
 pub mod pareto;
 pub mod sampler;
+pub mod scheduler;
+pub mod sim;
 pub mod space;
+pub mod stopper;
 mod stream;
 
 pub use error::{Error, Result};

@@ -45,7 +45,9 @@ pub fn hypervolume<P: AsRef<[f64]>>(points: &[P], reference: &[f64]) -> f64 {
 
 fn non_dominated(points: Vec<&[f64]>) -> Vec<&[f64]> {
     let mut kept: Vec<&[f64]> = front(&points).into_iter().map(|i| points[i]).collect();
-    kept.sort_by(|a, b| a.iter().zip(*b).map(|(a, b)| a.total_cmp(b)).find(|o| o.is_ne()).unwrap_or(0.cmp(&0)));
+    kept.sort_by(|a, b| {
+        a.iter().zip(*b).map(|(a, b)| a.total_cmp(b)).find(|o| o.is_ne()).unwrap_or(0.cmp(&0))
+    });
     kept.dedup();
     kept
 }

@@ -13,7 +13,8 @@ pub(crate) struct Stream(ChaCha8Rng);
 impl Stream {
     /// The stream of a trial for one purpose.
     pub(crate) fn new(seed: u64, number: u64, purpose: &str) -> Self {
-        let mut state = purpose.bytes().fold(mix(seed), |h, b| mix(h ^ u64::from(b))) ^ mix(number.wrapping_add(1));
+        let mut state =
+            purpose.bytes().fold(mix(seed), |h, b| mix(h ^ u64::from(b))) ^ mix(number.wrapping_add(1));
         let mut key = [0; 32];
         for word in key.chunks_exact_mut(8) {
             state = mix(state);

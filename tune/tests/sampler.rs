@@ -1,7 +1,9 @@
 //! Samplers: all conform; the grid is complete; Sobol points are even; TPE and Gp find what they should.
 
 use regatta_tune::pareto;
-use regatta_tune::sampler::{Ask, Auto, CmaEs, End, Gp, Grid, History, Random, Restart, Sampler, Search, Sobol, Told, Tpe, conformance};
+use regatta_tune::sampler::{
+    Ask, Auto, CmaEs, End, Gp, Grid, History, Random, Restart, Sampler, Search, Sobol, Told, Tpe, conformance,
+};
 use regatta_tune::space::{Space, branches, choice, float, group, int};
 use serde_json::{Value, json};
 
@@ -176,8 +178,10 @@ fn enqueued_and_foreign_trials_count() {
     assert_eq!(search.ask().unwrap().config, json!({"x": 1.0, "y": -2.0}));
     assert_eq!(search.ask().unwrap().config["x"], 2.0);
     assert!(search.enqueue(&json!({"z": 0})).is_err());
-    let known: Vec<(Value, [f64; 1])> =
-        (0..30).map(|i| json!({"x": 1.0 + 0.1 * f64::from(i % 3), "y": 0.3 * f64::from(i) - 5.0})).map(|c| (c.clone(), [sphere(&c)])).collect();
+    let known: Vec<(Value, [f64; 1])> = (0..30)
+        .map(|i| json!({"x": 1.0 + 0.1 * f64::from(i % 3), "y": 0.3 * f64::from(i) - 5.0}))
+        .map(|c| (c.clone(), [sphere(&c)]))
+        .collect();
     search.warm_start(known.iter().map(|(c, l)| (c, l.as_slice()))).unwrap();
     let next = search.ask().unwrap();
     assert_eq!(next.number, 32);
@@ -229,7 +233,10 @@ fn pareto_knows_fronts_and_volumes() {
     assert_eq!(pareto::hypervolume(&points, &[4.0, 4.0]), 6.0);
     // Inclusion and exclusion, by hand: 8 + 8 - 4 for two cubes that overlap.
     let cubes = [[0.0, 0.0, 2.0], [0.0, 2.0, 0.0]];
-    assert_eq!(pareto::hypervolume(&cubes, &[2.0, 4.0, 4.0]), 2.0 * 4.0 * 2.0 + 2.0 * 2.0 * 4.0 - 2.0 * 2.0 * 2.0);
+    assert_eq!(
+        pareto::hypervolume(&cubes, &[2.0, 4.0, 4.0]),
+        2.0 * 4.0 * 2.0 + 2.0 * 2.0 * 4.0 - 2.0 * 2.0 * 2.0
+    );
     // In more dimensions, against counting: points on an integer lattice dominate whole cells.
     let mut state = 1u64;
     let mut next = || {

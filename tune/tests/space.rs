@@ -177,7 +177,8 @@ fn a_config_that_does_not_fit_names_its_path() {
         #[expect(dead_code)]
         layers: String,
     }
-    let wrong = space.typed::<Other>(&point(&space, |_| 0.5), Some(&json!({"epochs": 1}))).unwrap_err().to_string();
+    let wrong =
+        space.typed::<Other>(&point(&space, |_| 0.5), Some(&json!({"epochs": 1}))).unwrap_err().to_string();
     assert!(wrong.contains("`layers`"), "{wrong}");
     let missing = space.config(&point(&space, |_| 0.5), None).unwrap_err().to_string();
     assert!(missing.contains("`epochs`"), "{missing}");
@@ -231,11 +232,13 @@ fn define_by_run_discovers_the_space() {
 fn domains() -> impl Strategy<Value = Domain> {
     let wide = -1e6..1e6f64;
     prop_oneof![
-        (wide.clone(), 0.0..1e6f64, any::<bool>(), prop::option::of(1e-3..10.0f64)).prop_map(|(a, w, log, step)| {
-            let log = log && step.is_none();
-            let low = if log { a.abs() + 1e-9 } else { a };
-            Domain::Float { low, high: low + w, log, step }
-        }),
+        (wide.clone(), 0.0..1e6f64, any::<bool>(), prop::option::of(1e-3..10.0f64)).prop_map(
+            |(a, w, log, step)| {
+                let log = log && step.is_none();
+                let low = if log { a.abs() + 1e-9 } else { a };
+                Domain::Float { low, high: low + w, log, step }
+            }
+        ),
         (-1000..1000i64, 0..5000i64, any::<bool>(), 1..7i64).prop_map(|(a, w, log, step)| {
             let low = if log { a.abs() + 1 } else { a };
             Domain::Int { low, high: low + w, log, step: if log { 1 } else { step } }

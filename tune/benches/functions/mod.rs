@@ -15,11 +15,21 @@ pub struct Function {
 pub fn named(name: &str) -> Function {
     match name {
         "branin" => Function { space: branin_space, value: branin, minimum: 0.397_887_357_729_739 },
-        "hartmann6" => Function { space: || cube(6, 0.0, 1.0), value: |c| hartmann6(&xs(c)), minimum: -3.322_368_011_415_51 },
-        "rosenbrock5" => Function { space: || cube(5, -5.0, 10.0), value: |c| rosenbrock(&xs(c)), minimum: 0.0 },
-        "ackley10" => Function { space: || cube(10, -32.768, 32.768), value: |c| ackley(&xs(c)), minimum: 0.0 },
+        "hartmann6" => Function {
+            space: || cube(6, 0.0, 1.0),
+            value: |c| hartmann6(&xs(c)),
+            minimum: -3.322_368_011_415_51,
+        },
+        "rosenbrock5" => {
+            Function { space: || cube(5, -5.0, 10.0), value: |c| rosenbrock(&xs(c)), minimum: 0.0 }
+        }
+        "ackley10" => {
+            Function { space: || cube(10, -32.768, 32.768), value: |c| ackley(&xs(c)), minimum: 0.0 }
+        }
         "levy10" => Function { space: || cube(10, -10.0, 10.0), value: |c| levy(&xs(c)), minimum: 0.0 },
-        "rastrigin5" => Function { space: || cube(5, -5.12, 5.12), value: |c| rastrigin(&xs(c)), minimum: 0.0 },
+        "rastrigin5" => {
+            Function { space: || cube(5, -5.12, 5.12), value: |c| rastrigin(&xs(c)), minimum: 0.0 }
+        }
         "mixed" => Function { space: mixed_space, value: mixed, minimum: 0.0 },
         "conditional" => Function { space: conditional_space, value: conditional, minimum: 0.0 },
         other => panic!("no such function: {other}"),
@@ -80,8 +90,11 @@ fn ackley(x: &[f64]) -> f64 {
 fn levy(x: &[f64]) -> f64 {
     let w: Vec<f64> = x.iter().map(|x| 1.0 + (x - 1.0) / 4.0).collect();
     let last = w[w.len() - 1];
-    let middle = w[..w.len() - 1].iter().map(|w| (w - 1.0).powi(2) * (1.0 + 10.0 * (PI * w + 1.0).sin().powi(2)));
-    (PI * w[0]).sin().powi(2) + middle.sum::<f64>() + (last - 1.0).powi(2) * (1.0 + (2.0 * PI * last).sin().powi(2))
+    let middle =
+        w[..w.len() - 1].iter().map(|w| (w - 1.0).powi(2) * (1.0 + 10.0 * (PI * w + 1.0).sin().powi(2)));
+    (PI * w[0]).sin().powi(2)
+        + middle.sum::<f64>()
+        + (last - 1.0).powi(2) * (1.0 + (2.0 * PI * last).sin().powi(2))
 }
 
 fn rastrigin(x: &[f64]) -> f64 {
@@ -121,7 +134,9 @@ fn conditional(config: &Value) -> f64 {
     let width = (at(config, "width").log2() - 6.0).powi(2) * 0.2;
     let optimizer = &config["optimizer"];
     match optimizer.get("sgd") {
-        Some(sgd) => width + (at(sgd, "lr").log10() + 1.0).powi(2) + 4.0 * (at(sgd, "momentum") - 0.9).powi(2),
+        Some(sgd) => {
+            width + (at(sgd, "lr").log10() + 1.0).powi(2) + 4.0 * (at(sgd, "momentum") - 0.9).powi(2)
+        }
         None => width + 0.3 + 0.3 * (at(&optimizer["adam"], "lr").log10() + 3.0).powi(2),
     }
 }

@@ -36,7 +36,8 @@ pub fn check<S: Sampler>(make: impl Fn() -> S) {
 
 /// A space of every kind.
 fn spaces() -> Vec<(&'static str, Space)> {
-    let body = group().with("momentum", float(0.0..=0.99)).with("deep", branches().unit("a").with("b", int(1..=3)));
+    let body =
+        group().with("momentum", float(0.0..=0.99)).with("deep", branches().unit("a").with("b", int(1..=3)));
     vec![
         ("floats", space(group().with("x", float(-5.0..=5.0)).with("y", float(1e-6..=1.0).log()))),
         (
@@ -89,7 +90,8 @@ fn replayable<S: Sampler>(make: &impl Fn() -> S, name: &str, space: &Space, kind
 }
 
 fn suggest<S: Sampler>(sampler: &mut S, ask: &Ask<'_>, name: &str) -> Suggestion {
-    let suggestion = sampler.suggest(ask).unwrap_or_else(|e| panic!("{name}: no point for trial {}: {e}", ask.number));
+    let suggestion =
+        sampler.suggest(ask).unwrap_or_else(|e| panic!("{name}: no point for trial {}: {e}", ask.number));
     if let Err(error) = ask.space.check(&suggestion.point) {
         panic!("{name}: trial {} lies outside: {error}", ask.number);
     }

@@ -101,7 +101,11 @@ pub(crate) fn fill(space: &Space, mut choose: impl FnMut(usize) -> f64) -> Point
 }
 
 /// The same, with some values chosen already; those below branches that are not taken are cleared.
-pub(crate) fn complete(space: &Space, mut point: Point, mut choose: impl FnMut(usize, &Point) -> f64) -> Point {
+pub(crate) fn complete(
+    space: &Space,
+    mut point: Point,
+    mut choose: impl FnMut(usize, &Point) -> f64,
+) -> Point {
     for index in 0..space.parameters().len() {
         if !space.active(index, &point) {
             point.set(index, None);

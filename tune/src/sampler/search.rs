@@ -126,7 +126,8 @@ impl Search {
     /// The best configuration so far by its first loss, among those that satisfy their constraints; and that loss.
     pub fn best(&self) -> Option<(Value, f64)> {
         let complete = |t: &&Told| t.end == End::Complete && t.violation() == 0.0 && t.loss().is_finite();
-        let best = self.history.told().iter().filter(complete).min_by(|a, b| a.loss().total_cmp(&b.loss()))?;
+        let best =
+            self.history.told().iter().filter(complete).min_by(|a, b| a.loss().total_cmp(&b.loss()))?;
         Some((self.space.config(&best.point, self.base.as_ref()).ok()?, best.loss()))
     }
 
@@ -142,5 +143,8 @@ impl Search {
 }
 
 fn unknown(number: u64) -> Error {
-    Error::Sampler { sampler: "search", problem: format!("trial {number} does not run: ask first, and tell once") }
+    Error::Sampler {
+        sampler: "search",
+        problem: format!("trial {number} does not run: ask first, and tell once"),
+    }
 }

@@ -11,7 +11,9 @@ impl Space {
     /// The configuration of a point, in the shape of the tree. What the space keeps comes from `base`.
     pub fn config(&self, point: &Point, base: Option<&Value>) -> Result<Value> {
         if self.open {
-            return Ok(Value::Object(self.values(point).map(|(path, value)| (path.to_owned(), value)).collect()));
+            return Ok(Value::Object(
+                self.values(point).map(|(path, value)| (path.to_owned(), value)).collect(),
+            ));
         }
         let mut walk = Walk { space: self, point, next: 0 };
         walk.value("", &self.root, base, true).map(|value| value.unwrap_or(Value::Null))
@@ -30,7 +32,8 @@ impl Space {
         let mut point = Point::empty(self.parameters.len());
         if self.open {
             for (path, value) in config.as_object().into_iter().flatten() {
-                let index = self.find(path).ok_or_else(|| Error::config(path, "the space has no such parameter"))?;
+                let index =
+                    self.find(path).ok_or_else(|| Error::config(path, "the space has no such parameter"))?;
                 point.set(index, Some(self.parameters[index].domain.parse(path, value)?));
             }
             return Ok(point);
@@ -47,11 +50,19 @@ impl Space {
         })
     }
 
-    fn read(&self, path: &str, node: &Node, value: &Value, next: &mut usize, point: &mut Point) -> Result<()> {
+    fn read(
+        &self,
+        path: &str,
+        node: &Node,
+        value: &Value,
+        next: &mut usize,
+        point: &mut Point,
+    ) -> Result<()> {
         match node {
             Node::Fixed(_) | Node::Keep | Node::Unit => Ok(()),
             Node::Struct(fields) => {
-                let map = value.as_object().ok_or_else(|| Error::config(path, format!("{value} is not a map")))?;
+                let map =
+                    value.as_object().ok_or_else(|| Error::config(path, format!("{value} is not a map")))?;
                 if let Some(name) = map.keys().find(|name| fields.get(name).is_none()) {
                     return Err(Error::config(join(path, name), "the space has no such name"));
                 }

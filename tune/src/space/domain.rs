@@ -74,11 +74,15 @@ impl Domain {
                     Some(step) if !(step.is_finite() && *step > 0.0) => {
                         wrong(format!("a step is a positive number, not {step}"))
                     }
-                    Some(step) if (high - low) / step > EXACT => wrong(format!("a step of {step} is too fine")),
+                    Some(step) if (high - low) / step > EXACT => {
+                        wrong(format!("a step of {step} is too fine"))
+                    }
                     _ => Ok(()),
                 }
             }
-            Self::Normal { mean, deviation } if !(mean.is_finite() && deviation.is_finite() && *deviation > 0.0) => {
+            Self::Normal { mean, deviation }
+                if !(mean.is_finite() && deviation.is_finite() && *deviation > 0.0) =>
+            {
                 wrong(format!("normal({mean}, {deviation}) wants a finite mean and a positive deviation"))
             }
             Self::Normal { .. } => Ok(()),
@@ -87,10 +91,14 @@ impl Domain {
                     return wrong(format!("the range {low}..={high} is inverted: write {high}..={low}"));
                 }
                 if low.unsigned_abs().max(high.unsigned_abs()) as f64 >= EXACT {
-                    return wrong(format!("the range {low}..={high} leaves +-2^53, where integers are exact"));
+                    return wrong(format!(
+                        "the range {low}..={high} leaves +-2^53, where integers are exact"
+                    ));
                 }
                 if *log && *low < 1 {
-                    return wrong(format!("a logarithmic range of integers starts at 1 or above, not at {low}"));
+                    return wrong(format!(
+                        "a logarithmic range of integers starts at 1 or above, not at {low}"
+                    ));
                 }
                 if *step < 1 {
                     return wrong(format!("a step is a positive number, not {step}"));
@@ -185,7 +193,9 @@ impl Domain {
     pub fn raw(&self, unit: f64) -> f64 {
         let u = if unit.is_nan() { 0.5 } else { unit.clamp(0.0, 1.0) };
         match self {
-            Self::Normal { mean, deviation } => mean + deviation * normal::quantile(u.clamp(TAIL, 1.0 - TAIL)),
+            Self::Normal { mean, deviation } => {
+                mean + deviation * normal::quantile(u.clamp(TAIL, 1.0 - TAIL))
+            }
             Self::Float { low, high, log, step: None } => {
                 let value =
                     if *log { (low.ln() + u * (high.ln() - low.ln())).exp() } else { low + u * (high - low) };

@@ -128,7 +128,10 @@ impl Space {
             let wanted = self.active(index, point);
             match point.get(index) {
                 Some(raw) if !wanted => {
-                    return Err(Error::config(&parameter.path, format!("{raw} where its branch is not taken")));
+                    return Err(Error::config(
+                        &parameter.path,
+                        format!("{raw} where its branch is not taken"),
+                    ));
                 }
                 Some(raw) if !parameter.domain.contains(raw) => {
                     return Err(Error::config(&parameter.path, format!("{raw} is not {}", parameter.domain)));
@@ -155,7 +158,10 @@ impl Space {
             Node::Fixed(_) | Node::Keep | Node::Unit => return Ok(()),
             Node::Struct(fields) => {
                 distinct(&path, fields)?;
-                return fields.0.iter().try_for_each(|(name, node)| self.add(join(&path, name), node, parent));
+                return fields
+                    .0
+                    .iter()
+                    .try_for_each(|(name, node)| self.add(join(&path, name), node, parent));
             }
             Node::Branch(fields) => {
                 distinct(&path, fields)?;

@@ -6,7 +6,7 @@ use serde_json::json;
 use super::{Args, Contestant, build, median, rounded};
 use crate::{python, root};
 
-/// A case, and whether it stands for one of the names.
+/// A case, and what the contestants are asked.
 const COSTS: [(&str, &str); 6] = [
     ("tpe_100", "tpe 100"),
     ("tpe_1k", "tpe 1000"),
@@ -38,7 +38,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         let theirs = (!b.is_empty()).then(|| median(&b));
         let ratio = theirs.map(|t| rounded(t / median(&a)));
-        println!("{}", json!({"case": case, "ms": rounded(median(&a)), "optuna_ms": theirs.map(rounded), "vs_optuna": ratio}));
+        println!(
+            "{}",
+            json!({"case": case, "ms": rounded(median(&a)), "optuna_ms": theirs.map(rounded), "vs_optuna": ratio})
+        );
     }
     Ok(())
 }

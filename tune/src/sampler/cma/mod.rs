@@ -56,7 +56,8 @@ impl CmaEs {
 
 impl Sampler for CmaEs {
     fn suggest(&mut self, ask: &Ask<'_>) -> Result<Suggestion> {
-        if ask.history.told().iter().rev().find(|t| !t.losses.is_empty()).is_some_and(|t| t.losses.len() > 1) {
+        if ask.history.told().iter().rev().find(|t| !t.losses.is_empty()).is_some_and(|t| t.losses.len() > 1)
+        {
             let problem = "the study has several objectives: choose Tpe".into();
             return Err(Error::Sampler { sampler: "cma-es", problem });
         }

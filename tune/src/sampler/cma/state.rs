@@ -112,8 +112,9 @@ impl Run {
     /// Basis times `f(lengths)` times the transposed basis, times a vector.
     fn whiten(&self, y: &[f64]) -> Vec<f64> {
         let n = y.len();
-        let turned: Vec<f64> =
-            (0..n).map(|i| (0..n).map(|k| self.basis[(k, i)] * y[k]).sum::<f64>() / self.lengths[i]).collect();
+        let turned: Vec<f64> = (0..n)
+            .map(|i| (0..n).map(|k| self.basis[(k, i)] * y[k]).sum::<f64>() / self.lengths[i])
+            .collect();
         (0..n).map(|k| (0..n).map(|i| self.basis[(k, i)] * turned[i]).sum()).collect()
     }
 
@@ -197,11 +198,15 @@ impl State {
         let flat = run.bests.len() >= late && high - low < TOLERANCE;
         let small = |k: usize| {
             let deviation = run.sigma * run.covariance[(k, k)].sqrt();
-            deviation < TOLERANCE * run.first_sigma && (run.sigma * run.path_c[k]).abs() < TOLERANCE * run.first_sigma
+            deviation < TOLERANCE * run.first_sigma
+                && (run.sigma * run.path_c[k]).abs() < TOLERANCE * run.first_sigma
         };
         let (short, long) =
             run.lengths.iter().fold((f64::INFINITY, 0.0f64), |(a, b), l| (a.min(*l), b.max(*l)));
-        flat || (0..n).all(small) || (long / short).powi(2) > CONDITION || !run.sigma.is_finite() || run.sigma > 1e4
+        flat || (0..n).all(small)
+            || (long / short).powi(2) > CONDITION
+            || !run.sigma.is_finite()
+            || run.sigma > 1e4
     }
 
     fn start_over(&mut self, restart: Restart, seed: u64) {
@@ -262,7 +267,8 @@ fn update(run: &mut Run, ended: &[(Vec<f64>, [f64; 2])]) {
     let (size, n) = (run.mean.len(), run.mean.len() as f64);
     let count = ended.len();
     let parents = count / 2;
-    let raw: Vec<f64> = (0..count).map(|i| ((count as f64 + 1.0) / 2.0).ln() - ((i + 1) as f64).ln()).collect();
+    let raw: Vec<f64> =
+        (0..count).map(|i| ((count as f64 + 1.0) / 2.0).ln() - ((i + 1) as f64).ln()).collect();
     let effective = |w: &[f64]| w.iter().sum::<f64>().powi(2) / w.iter().map(|w| w * w).sum::<f64>();
     let (mass, mass_below) = (effective(&raw[..parents]), effective(&raw[parents..]));
     let c_one = 2.0 / ((n + 1.3).powi(2) + mass);
@@ -299,7 +305,8 @@ fn update(run: &mut Run, ended: &[(Vec<f64>, [f64; 2])]) {
     for (path, mean) in run.path_c.iter_mut().zip(&mean) {
         *path = (1.0 - c_path) * *path + calm * (c_path * (2.0 - c_path) * mass).sqrt() * mean;
     }
-    let kept = 1.0 + c_one * (1.0 - calm) * c_path * (2.0 - c_path) - c_one - c_mu * weights.iter().sum::<f64>();
+    let kept =
+        1.0 + c_one * (1.0 - calm) * c_path * (2.0 - c_path) - c_one - c_mu * weights.iter().sum::<f64>();
     let scaled: Vec<f64> = (weights.iter().zip(&norms))
         .map(|(w, norm)| if *w >= 0.0 { *w } else { w * n / (norm + 1e-8) })
         .collect();

@@ -46,14 +46,18 @@ impl Acquisition {
             let mut to_variance = 0.0;
             let slopes = model.slopes(at, |means, variance| {
                 let sigma = (variance + FLOOR).sqrt();
-                let parts: Vec<Improvement> =
-                    means.iter().zip(best).map(|(mean, best)| Improvement::new((best - mean) / sigma)).collect();
+                let parts: Vec<Improvement> = means
+                    .iter()
+                    .zip(best)
+                    .map(|(mean, best)| Improvement::new((best - mean) / sigma))
+                    .collect();
                 let terms: Vec<f64> = parts.iter().map(|p| p.log + sigma.ln()).collect();
                 let all = log_mean(&terms);
                 value += all;
                 let share = |term: &f64| (term - all).exp() / terms.len() as f64;
                 let shares = terms.iter().map(share);
-                to_variance = shares.clone().zip(&parts).map(|(s, p)| s * p.to_sigma / sigma).sum::<f64>() / (2.0 * sigma);
+                to_variance = shares.clone().zip(&parts).map(|(s, p)| s * p.to_sigma / sigma).sum::<f64>()
+                    / (2.0 * sigma);
                 shares.zip(&parts).map(|(s, p)| -s * p.to_z / sigma).collect()
             });
             for (k, gradient) in gradient.iter_mut().enumerate() {
@@ -91,7 +95,11 @@ impl Improvement {
     fn new(z: f64) -> Self {
         if z > -10.0 {
             let improvement = pdf(z) + z * cdf(z);
-            return Self { log: improvement.ln(), to_z: cdf(z) / improvement, to_sigma: pdf(z) / improvement };
+            return Self {
+                log: improvement.ln(),
+                to_z: cdf(z) / improvement,
+                to_sigma: pdf(z) / improvement,
+            };
         }
         // Everything relative to the density, which itself is too small for a double from -38 on.
         let ratio = cdf_over_pdf(z);
@@ -101,7 +109,11 @@ impl Improvement {
         } else {
             square * (1.0 - square * (3.0 - square * (15.0 - square * 105.0)))
         };
-        Self { log: -0.5 * z * z - LN_SQRT_2PI + relative.ln(), to_z: ratio / relative, to_sigma: 1.0 / relative }
+        Self {
+            log: -0.5 * z * z - LN_SQRT_2PI + relative.ln(),
+            to_z: ratio / relative,
+            to_sigma: 1.0 / relative,
+        }
     }
 }
 
@@ -143,8 +155,10 @@ mod tests {
             let values = Mat::from_fn(4, sets, |i, s| ((i * 7 + s * 3) % 5) as f64 / 2.0 - 1.0);
             Model::new(&points, &values, &[false, false], hyper.clone())
         };
-        let acquisition =
-            Acquisition { loss: Some((model(3), vec![-0.9, -0.5, -0.7])), constraints: vec![(model(1), 0.1)] };
+        let acquisition = Acquisition {
+            loss: Some((model(3), vec![-0.9, -0.5, -0.7])),
+            constraints: vec![(model(1), 0.1)],
+        };
         for at in [[0.3, 0.6], [0.9, 0.1], [0.41, 0.21]] {
             let mut gradient = [0.0; 2];
             let value = acquisition.slope(&at, &mut gradient);
@@ -156,7 +170,11 @@ mod tests {
                     acquisition.values(&[moved])[0]
                 };
                 let numeric = (moved(1e-6) - moved(-1e-6)) / 2e-6;
-                assert!((numeric - gradient[k]).abs() < 1e-4 * (1.0 + numeric.abs()), "{numeric} {}", gradient[k]);
+                assert!(
+                    (numeric - gradient[k]).abs() < 1e-4 * (1.0 + numeric.abs()),
+                    "{numeric} {}",
+                    gradient[k]
+                );
             }
         }
     }

@@ -65,7 +65,8 @@ impl Sampler for Gp {
         let rank: Vec<f64> = (told.iter().zip(&losses))
             .map(|(t, loss)| if t.violation() > 0.0 || t.end == End::Failed { f64::INFINITY } else { *loss })
             .collect();
-        let incumbent = (0..rank.len()).min_by(|a, b| rank[*a].total_cmp(&rank[*b])).filter(|i| rank[*i].is_finite());
+        let incumbent =
+            (0..rank.len()).min_by(|a, b| rank[*a].total_cmp(&rank[*b])).filter(|i| rank[*i].is_finite());
         let mut acquisition = Acquisition { loss: None, constraints: vec![] };
         if let Some(incumbent) = incumbent {
             let hyper = self.fit(ask, &data, 0, &data.first(&told));
@@ -86,7 +87,9 @@ impl Sampler for Gp {
             let hyper = self.fit(ask, &data, which + 1, &raw);
             let hyper = Model::fit(&data.rows, &values, &table.category, &hyper);
             let known = Mat::from_fn(values.len(), 1, |i, _| values[i]);
-            acquisition.constraints.push((Model::new(&data.rows, &known, &table.category, hyper), -shift / scale));
+            acquisition
+                .constraints
+                .push((Model::new(&data.rows, &known, &table.category, hyper), -shift / scale));
         }
         let starts = incumbent.map(|i| data.rows[i].clone()).into_iter().collect();
         Ok(Suggestion::new(search::best(&table, &acquisition, starts, &mut stream)))
@@ -151,7 +154,9 @@ impl<'a> Data<'a> {
     /// One standardised loss a trial. Several objectives are weighed by chance.
     fn losses(&self, told: &[&Told], stream: &mut crate::stream::Stream) -> Vec<f64> {
         let objective = |k: usize| {
-            let value = |t: &&Told| if t.end == End::Failed { f64::NAN } else { t.losses.get(k).copied().unwrap_or(f64::NAN) };
+            let value = |t: &&Told| {
+                if t.end == End::Failed { f64::NAN } else { t.losses.get(k).copied().unwrap_or(f64::NAN) }
+            };
             standardised(&told.iter().map(value).collect::<Vec<_>>()).0
         };
         if self.objectives <= 1 {
@@ -160,7 +165,8 @@ impl<'a> Data<'a> {
         let draws: Vec<f64> = (0..self.objectives).map(|_| -(1.0 - stream.unit()).ln()).collect();
         let total: f64 = draws.iter().sum();
         let columns: Vec<Vec<f64>> = (0..self.objectives).map(objective).collect();
-        let lowest: Vec<f64> = columns.iter().map(|c| c.iter().copied().fold(f64::INFINITY, f64::min)).collect();
+        let lowest: Vec<f64> =
+            columns.iter().map(|c| c.iter().copied().fold(f64::INFINITY, f64::min)).collect();
         let scalar = |i: usize| {
             let weighed = (0..self.objectives).map(|k| draws[k] / total * (columns[k][i] - lowest[k]));
             weighed.clone().fold(f64::NEG_INFINITY, f64::max) + 0.05 * weighed.sum::<f64>()
@@ -184,7 +190,17 @@ fn standardised(values: &[f64]) -> (Vec<f64>, f64, f64) {
     if low > high {
         return (vec![0.0; values.len()], 0.0, 1.0);
     }
-    let clipped = || values.iter().map(|v| if *v == f64::NEG_INFINITY { low } else if v.is_finite() { *v } else { high });
+    let clipped = || {
+        values.iter().map(|v| {
+            if *v == f64::NEG_INFINITY {
+                low
+            } else if v.is_finite() {
+                *v
+            } else {
+                high
+            }
+        })
+    };
     // By their largest first, so that squares of huge values stay finite.
     let unit = low.abs().max(high.abs()).max(f64::MIN_POSITIVE);
     let n = values.len() as f64;
@@ -209,8 +225,10 @@ fn imagine(
     for i in 0..count {
         covariance[(i, i)] += 1e-8 * model.hyper.scale + model.hyper.noise;
     }
-    let spread = covariance.llt(Side::Lower).map(|f| f.L().to_owned()).unwrap_or_else(|_| Mat::zeros(count, count));
-    let draw = |s: usize, i: usize| normal::quantile(sobol::coarse(seed, s as u64, i).clamp(1e-6, 1.0 - 1e-6));
+    let spread =
+        covariance.llt(Side::Lower).map(|f| f.L().to_owned()).unwrap_or_else(|_| Mat::zeros(count, count));
+    let draw =
+        |s: usize, i: usize| normal::quantile(sobol::coarse(seed, s as u64, i).clamp(1e-6, 1.0 - 1e-6));
     let draws = Mat::from_fn(count, FANTASIES, |i, s| draw(s, i));
     let imagined = Mat::from_fn(count, FANTASIES, |i, s| {
         means[i] + (0..=i).map(|j| spread[(i, j)] * draws[(j, s)]).sum::<f64>()

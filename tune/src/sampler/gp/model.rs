@@ -82,7 +82,9 @@ impl Model {
             let loss = lbfgs::minimise(|r, g| fit.loss(r, g), &mut raw, (&bounds.0, &bounds.1), stop);
             loss.is_finite().then(|| Hyper::of(&raw))
         };
-        best(start).or_else(|| best(&Hyper::start(category.len()))).unwrap_or_else(|| Hyper::start(category.len()))
+        best(start)
+            .or_else(|| best(&Hyper::start(category.len())))
+            .unwrap_or_else(|| Hyper::start(category.len()))
     }
 
     /// A process with these hyperparameters. `values` has a row for each point.
@@ -309,7 +311,11 @@ mod tests {
                 fit.loss(&moved, &mut [0.0; 5])
             };
             let numeric = (at(1e-5) - at(-1e-5)) / 2e-5;
-            assert!((numeric - gradient[k]).abs() < 1e-6 * (1.0 + numeric.abs()), "{k}: {numeric} {}", gradient[k]);
+            assert!(
+                (numeric - gradient[k]).abs() < 1e-6 * (1.0 + numeric.abs()),
+                "{k}: {numeric} {}",
+                gradient[k]
+            );
         }
     }
 

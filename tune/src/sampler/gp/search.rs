@@ -17,7 +17,12 @@ const FEW: u64 = 16;
 const ROUNDS: usize = 20;
 
 /// The point that promises most, starting from spread points and from those given.
-pub(super) fn best(table: &Table<'_>, acquisition: &Acquisition, known: Vec<Vec<f64>>, stream: &mut Stream) -> Point {
+pub(super) fn best(
+    table: &Table<'_>,
+    acquisition: &Acquisition,
+    known: Vec<Vec<f64>>,
+    stream: &mut Stream,
+) -> Point {
     let scramble = stream.bits();
     let spread: Vec<Vec<f64>> =
         (0..SPREAD).map(|i| table.spread(|k| sobol::coarse(scramble, i as u64, k))).collect();
@@ -62,9 +67,11 @@ fn roulette(values: &[f64], count: usize, stream: &mut Stream) -> Vec<usize> {
 
 /// Climbs along the continuous parameters together and along each discrete one, in turns, until neither helps.
 fn climb(table: &Table<'_>, acquisition: &Acquisition, mut at: Vec<f64>) -> (f64, Vec<f64>) {
-    let smooth: Vec<usize> = (0..at.len()).filter(|k| table.is_active(&at, *k) && table.is_smooth(*k)).collect();
-    let discrete: Vec<usize> =
-        (0..at.len()).filter(|k| table.is_active(&at, *k) && !table.is_smooth(*k) && !table.decides(*k)).collect();
+    let smooth: Vec<usize> =
+        (0..at.len()).filter(|k| table.is_active(&at, *k) && table.is_smooth(*k)).collect();
+    let discrete: Vec<usize> = (0..at.len())
+        .filter(|k| table.is_active(&at, *k) && !table.is_smooth(*k) && !table.decides(*k))
+        .collect();
     let mut value = acquisition.values(std::slice::from_ref(&at))[0];
     for _ in 0..ROUNDS {
         let before = value;
@@ -72,7 +79,9 @@ fn climb(table: &Table<'_>, acquisition: &Acquisition, mut at: Vec<f64>) -> (f64
         if discrete.is_empty() {
             break;
         }
-        let moved = discrete.iter().fold(false, |moved, k| step(table, acquisition, &mut at, *k, &mut value) || moved);
+        let moved = discrete
+            .iter()
+            .fold(false, |moved, k| step(table, acquisition, &mut at, *k, &mut value) || moved);
         if !moved || value - before < 1e-4 {
             break;
         }
@@ -81,7 +90,13 @@ fn climb(table: &Table<'_>, acquisition: &Acquisition, mut at: Vec<f64>) -> (f64
 }
 
 /// A climb along the continuous parameters, each measured in its own length scale.
-fn slide(table: &Table<'_>, acquisition: &Acquisition, at: &mut Vec<f64>, smooth: &[usize], value: f64) -> f64 {
+fn slide(
+    table: &Table<'_>,
+    acquisition: &Acquisition,
+    at: &mut Vec<f64>,
+    smooth: &[usize],
+    value: f64,
+) -> f64 {
     if smooth.is_empty() {
         return value;
     }

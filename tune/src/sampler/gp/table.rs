@@ -100,7 +100,8 @@ impl<'a> Table<'a> {
 
     /// The length scale of a column, by which climbs are measured.
     pub(super) fn scale(&self, acquisition: &Acquisition, k: usize) -> f64 {
-        let models = acquisition.loss.iter().map(|(m, _)| m).chain(acquisition.constraints.iter().map(|(m, _)| m));
+        let models =
+            acquisition.loss.iter().map(|(m, _)| m).chain(acquisition.constraints.iter().map(|(m, _)| m));
         models.map(|m| m.hyper.weights[k].sqrt().recip()).next().unwrap_or(1.0).clamp(1e-3, 1e3)
     }
 }

@@ -165,7 +165,9 @@ impl Crowd {
             }
             rows.push(row);
         }
-        rows.extend((0..self.present.len()).filter(|r| self.present[*r] && self.base[*r] == f64::NEG_INFINITY));
+        rows.extend(
+            (0..self.present.len()).filter(|r| self.present[*r] && self.base[*r] == f64::NEG_INFINITY),
+        );
         rows.sort_unstable();
         rows.dedup();
         for row in rows {

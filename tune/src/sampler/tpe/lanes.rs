@@ -37,7 +37,13 @@ impl LogSum {
 
 /// Adds a block's kernels to the sum at one point. `exponents` comes with the logarithm of the kernels' constants, and
 /// is used up.
-pub(super) fn add(sum: &mut LogSum, exponents: &mut [f64], weights: &[f64], numbers: &[Numbers<'_>], at: &[f64]) {
+pub(super) fn add(
+    sum: &mut LogSum,
+    exponents: &mut [f64],
+    weights: &[f64],
+    numbers: &[Numbers<'_>],
+    at: &[f64],
+) {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx2") {
         // SAFETY: this machine has AVX2.
@@ -74,7 +80,8 @@ fn add_lanes(sum: &mut LogSum, exponents: &mut [f64], weights: &[f64], numbers: 
     for i in whole..len {
         lanes[i - whole] += weights[i] * exp(exponents[i] - top);
     }
-    let added = ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
+    let added =
+        ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
     sum.sum = sum.sum * exp(sum.top - top) + added;
     sum.top = top;
 }
@@ -87,11 +94,9 @@ mod tests {
     fn every_machine_adds_alike() {
         let row = |i: usize, k: usize| ((i * 37 + k * 101) % 97) as f64 / 97.0;
         for len in [1, 7, 64, 128] {
-            let columns: Vec<(Vec<f64>, Vec<f64>)> = (0..3)
-                .map(|d| (0..len).map(|i| (row(i, d), 1.0 + 50.0 * row(i, d + 3))).unzip())
-                .collect();
-            let numbers: Vec<_> =
-                columns.iter().map(|(centre, scale)| Numbers { centre, scale }).collect();
+            let columns: Vec<(Vec<f64>, Vec<f64>)> =
+                (0..3).map(|d| (0..len).map(|i| (row(i, d), 1.0 + 50.0 * row(i, d + 3))).unzip()).collect();
+            let numbers: Vec<_> = columns.iter().map(|(centre, scale)| Numbers { centre, scale }).collect();
             let weights: Vec<f64> = (0..len).map(|i| row(i, 9)).collect();
             let (mut a, mut b) = (LogSum::new(-3.0), LogSum::new(-3.0));
             let at = [0.3, 0.5, 0.7];

@@ -60,7 +60,13 @@ impl Tpe {
 
 impl Sampler for Tpe {
     fn suggest(&mut self, ask: &Ask<'_>) -> Result<Suggestion> {
-        let several = ask.history.told().iter().rev().find(|t| !t.losses.is_empty()).is_some_and(|t| t.losses.len() > 1);
+        let several = ask
+            .history
+            .told()
+            .iter()
+            .rev()
+            .find(|t| !t.losses.is_empty())
+            .is_some_and(|t| t.losses.len() > 1);
         let joint = self.joint.unwrap_or(!several);
         let cache = Cache::up_to_date(&mut self.cache, ask, joint);
         if cache.order.finished() < self.startup {
@@ -214,7 +220,14 @@ impl Cache {
     }
 
     /// Chooses the values of the group that a parameter belongs to.
-    fn sample(&mut self, ask: &Ask<'_>, parameter: usize, candidates: usize, several: bool, into: &mut Point) {
+    fn sample(
+        &mut self,
+        ask: &Ask<'_>,
+        parameter: usize,
+        candidates: usize,
+        several: bool,
+        into: &mut Point,
+    ) {
         let Some(group) = self.groups.iter_mut().find(|g| g.members.contains(&parameter)) else { return };
         let mut stream = ask.stream(&format!("tpe {}", ask.space.parameters()[group.members[0]].path));
         let rows: Vec<Vec<f64>> =
