@@ -6,6 +6,7 @@ mod cluster;
 mod comm;
 mod step;
 mod train;
+mod tune;
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -26,6 +27,12 @@ pub(crate) struct Args {
     /// Only the cases whose name contains this
     #[arg(long, default_value = "")]
     case: String,
+    /// With `tune`: how good the samplers' suggestions are, rather than what they cost
+    #[arg(long)]
+    quality: bool,
+    /// With `--quality`: over how many seeds
+    #[arg(long, default_value_t = 20)]
+    seeds: u64,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -40,6 +47,8 @@ enum Name {
     Step,
     /// Two workers in step, against PyTorch's DDP and twice one worker
     Train,
+    /// A suggestion of TPE and of a Gaussian process, against Optuna's
+    Tune,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -52,6 +61,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Name::Comm => comm::run(args),
         Name::Step => step::run(args),
         Name::Train => train::run(args),
+        Name::Tune if args.quality => tune::quality(args, args.seeds.max(1)),
+        Name::Tune => tune::run(args),
     }
 }
 
