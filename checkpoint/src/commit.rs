@@ -107,19 +107,23 @@ pub(crate) struct Finish<'a> {
     pub(crate) deadline: Instant,
 }
 
-/// Ends a save: every rank gets the same verdict, or an error.
+/// Ends a save: every rank gets the same verdict, or an error. Returns how many bytes all ranks wrote, where that is known.
 pub(crate) fn finish(
     store: &dyn Store,
     coordinator: &dyn Coordinator,
     finish: &Finish<'_>,
     mine: Outcome,
-) -> Result<()> {
+) -> Result<Option<u64>> {
     let name = &finish.head.name;
     let own_failure = mine.as_ref().err().cloned();
     let gathered = coordinator.gather(finish.key, serialize(&mine), finish.deadline);
-    let mut message = Vec::new();
+    let (mut message, mut bytes_of_all) = (Vec::new(), None);
     if coordinator.rank() == 0 {
-        let outcomes = gathered.and_then(|all| all.iter().map(|bytes| deserialize(bytes)).collect());
+        let outcomes: Result<Vec<Outcome>> =
+            gathered.and_then(|all| all.iter().map(|bytes| deserialize(bytes)).collect());
+        let size =
+            |outcome: &Outcome| outcome.as_ref().map_or(0, |report| report.shard.size + report.state.size);
+        bytes_of_all = outcomes.as_ref().ok().map(|outcomes| outcomes.iter().map(size).sum());
         let verdict = match outcomes {
             Ok(outcomes) => commit(store, finish.head, outcomes),
             Err(error) => {
@@ -137,7 +141,7 @@ pub(crate) fn finish(
     let told = coordinator.broadcast(finish.key, message.clone(), finish.deadline);
     let bytes = if coordinator.rank() == 0 { message } else { told? };
     match deserialize(&bytes)? {
-        Verdict::Committed => Ok(()),
+        Verdict::Committed => Ok(bytes_of_all),
         Verdict::Fenced(current) => {
             Err(Error::Fenced { ours: name.generation, current, store: store.location() })
         }

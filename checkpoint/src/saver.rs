@@ -176,6 +176,8 @@ pub struct SaveReport {
     pub staged_bytes: u64,
     /// Bytes this rank wrote.
     pub written_bytes: u64,
+    /// Bytes of all ranks, as rank 0 knows them; on the others, their own.
+    pub all_bytes: u64,
     /// Seconds this rank wrote and synced.
     pub write_seconds: f64,
     /// Gigabytes a second of that.
@@ -274,6 +276,8 @@ struct Progress {
     flight: Option<Flight>,
     committed_at: Option<Instant>,
     last_name: Option<String>,
+    /// Checkpoints that were collected and not asked about yet.
+    removed: Vec<String>,
     /// The buffer, when no save uses it.
     staging: Option<Staging>,
 }
@@ -379,6 +383,11 @@ impl Saver {
         stats.in_flight = state.flight.as_ref().map(|flight| flight.step);
         stats.age_seconds = state.committed_at.map(|at| at.elapsed().as_secs_f64());
         stats
+    }
+
+    /// The checkpoints that were collected after this saver's commits since the last call.
+    pub fn take_removed(&self) -> Vec<String> {
+        std::mem::take(&mut lock(&self.shared.state).removed)
     }
 
     /// Waits until nothing is under way, old checkpoints collected included.
@@ -568,7 +577,7 @@ impl Worker {
             _ => (0, 0),
         };
         let finish = Finish { head: &job.head, key: &job.key, deadline: job.deadline };
-        commit::finish(&*self.store, &*self.coordinator, &finish, written)?;
+        let all_bytes = commit::finish(&*self.store, &*self.coordinator, &finish, written)?;
         Ok(SaveReport {
             name: job.head.name.to_string(),
             step: job.head.name.step,
@@ -576,6 +585,7 @@ impl Worker {
             waited_seconds: job.waited.as_secs_f64(),
             staged_bytes,
             written_bytes,
+            all_bytes: all_bytes.unwrap_or(written_bytes),
             write_seconds: wrote,
             write_gb_s: written_bytes as f64 / 1e9 / wrote.max(1e-9),
             total_seconds: job.begun.elapsed().as_secs_f64(),
@@ -615,6 +625,9 @@ impl Worker {
                 for failure in collect::carry_out(&*self.store, &plan) {
                     tracing::warn!(%failure, "could not collect a checkpoint");
                 }
+                let doomed =
+                    plan.into_iter().filter(|decision| decision.remove).map(|decision| decision.name);
+                lock(&self.shared.state).removed.extend(doomed);
             }
             Err(error) => tracing::warn!(%error, "could not look for checkpoints to collect"),
         }

@@ -1,12 +1,15 @@
 //! What users of libtorch need and the `tch` crate leaves out.
 //!
 //! - [`autograd`]: hooks that fire when a gradient is ready, the end of a backward pass, gradients that are views.
+//! - [`ddp`]: gradients averaged over the ranks of a process group while backward runs.
 //! - [`optim`]: SGD, Adam and AdamW on libtorch's fused kernels, with groups, clipping and state that can be saved.
 //! - [`schedule`]: learning rates over time, as plain functions of the step.
 //! - [`amp`]: autocast and a gradient scaler.
 //! - [`rng`]: random state read and restored; seeding; deterministic mode.
 //! - [`memory`] and [`threads`]: channels-last, pinned memory, tensors over foreign memory, worker threads.
 //! - [`cuda`]: streams, events, and whole training steps as CUDA graphs.
+//! - [`loader`]: datasets of tensors, and batches that are on the device before they are wanted.
+//! - [`context`]: what a training function needs on its `TrainContext` and `State`: device, loader, model, optimiser.
 //! - [`params`] and [`state`]: a model's tensors by name, in and out of plain bytes.
 //!
 //! Tensors are [`tch::Tensor`]s. One build serves machines with and without a GPU: where something is missing the same
@@ -37,8 +40,12 @@
 
 pub mod amp;
 pub mod autograd;
+mod components;
+pub mod context;
 pub mod cuda;
+pub mod ddp;
 mod error;
+pub mod loader;
 pub mod memory;
 pub mod optim;
 pub mod params;
@@ -50,4 +57,5 @@ mod sys;
 pub mod threads;
 
 pub use autograd::backward;
+pub use ddp::DataParallel;
 pub use error::{BoxError, Difference, DifferenceKind, Error, Result};

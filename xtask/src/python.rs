@@ -26,6 +26,7 @@ pub(crate) fn interpreter() -> Result<PathBuf> {
 pub(crate) const TORCH: Environment = Environment {
     name: "peers-torch-2.11.0",
     bytes: 9_000_000_000,
+    imports: "torch, safetensors",
     requirements: &[
         "torch==2.11.0",
         "filelock==3.20.0",
@@ -41,10 +42,50 @@ pub(crate) const TORCH: Environment = Environment {
     ],
 };
 
+/// Ray Train and Ray Tune as the peers of the trainer and the tuner.
+pub(crate) const RAY: Environment = Environment {
+    name: "peers-ray-2.60.0",
+    bytes: 1_500_000_000,
+    imports: "ray.train, ray.tune",
+    requirements: &[
+        "ray[train,tune]==2.60.0",
+        "annotated-types==0.8.0",
+        "attrs==26.1.0",
+        "certifi==2026.10.18",
+        "charset-normalizer==3.5.2",
+        "click==8.5.1",
+        "filelock==4.2.11",
+        "fsspec==2026.9.0",
+        "idna==3.20",
+        "jsonschema==4.26.0",
+        "jsonschema-specifications==2025.9.1",
+        "msgpack==1.2.4",
+        "numpy==2.4.6",
+        "packaging==26.3",
+        "pandas==3.1.1",
+        "protobuf==7.36.2",
+        "pyarrow==26.0.1",
+        "pydantic==2.14.3",
+        "pydantic_core==2.50.4",
+        "python-dateutil==4.0.0",
+        "pyyaml==6.0.3",
+        "referencing==0.37.0",
+        "requests==2.34.2",
+        "rpds-py==2026.9.1",
+        "tensorboardx==2.6.5",
+        "typing-inspection==0.4.5",
+        "typing_extensions==4.16.0",
+        "tzdata==2026.6",
+        "urllib3==2.8.0",
+    ],
+};
+
 /// A pinned virtual environment in the cache.
 pub(crate) struct Environment {
     name: &'static str,
     bytes: u64,
+    /// What must import for it to count as made.
+    imports: &'static str,
     requirements: &'static [&'static str],
 }
 
@@ -67,7 +108,7 @@ impl Environment {
             pip.args(["-m", "pip", "install", "--only-binary=:all:", "--no-cache-dir"]).env("TMPDIR", dir);
             pip.arg("--disable-pip-version-check");
             sh(pip.args(self.requirements).stdout(quiet()))?;
-            sh(Command::new(bin(dir)).args(["-c", "import torch, safetensors"]))?;
+            sh(Command::new(bin(dir)).args(["-c", &format!("import {}", self.imports)]))?;
             std::fs::write(dir.join("complete"), "")?;
             Ok(())
         })?;

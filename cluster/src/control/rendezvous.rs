@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use crate::proto::rendezvous as pb;
@@ -21,8 +22,50 @@ const SPACE_LIMIT: usize = 64 << 20;
 
 #[derive(Default)]
 struct Space {
-    values: HashMap<String, Vec<u8>>,
+    values: HashMap<String, Held>,
     bytes: usize,
+}
+
+struct Held {
+    value: Vec<u8>,
+    /// When it vanishes, if it is a lease.
+    expires: Option<Instant>,
+}
+
+impl Space {
+    /// The value of a key, unless its lease is over.
+    fn value(&self, key: &str) -> Option<&Vec<u8>> {
+        let entry = self.values.get(key)?;
+        let over = entry.expires.is_some_and(|end| end <= Instant::now());
+        (!over).then_some(&entry.value)
+    }
+
+    fn remove(&mut self, key: &str) -> bool {
+        let live = self.value(key).is_some();
+        if let Some(entry) = self.values.remove(key) {
+            self.bytes -= key.len() + entry.value.len();
+        }
+        live
+    }
+
+    fn put(&mut self, key: String, value: Vec<u8>, lease: Option<Duration>) -> Result<(), Status> {
+        if key.len() > KEY_LIMIT {
+            let why = format!("a key may have {KEY_LIMIT} bytes, not {}", key.len());
+            return Err(Status::invalid_argument(why));
+        }
+        let replaced = self.values.get(&key).map_or(0, |old| key.len() + old.value.len());
+        let bytes = self.bytes - replaced + key.len() + value.len();
+        if bytes > SPACE_LIMIT {
+            return Err(Status::resource_exhausted(format!(
+                "the namespace may hold {SPACE_LIMIT} bytes; send large things over the process group"
+            )));
+        }
+        self.bytes = bytes;
+        // A lease too long to be added to the clock never ends.
+        let expires = lease.and_then(|lease| Instant::now().checked_add(lease));
+        self.values.insert(key, Held { value, expires });
+        Ok(())
+    }
 }
 
 /// The store. Cloneable handles are had by putting it into an `Arc`.
@@ -92,7 +135,7 @@ impl RendezvousStore {
         deadline_ms: u32,
         mut ready: impl FnMut(&Space) -> Result<T, String>,
     ) -> Result<T, Status> {
-        let deadline = tokio::time::Instant::now() + Duration::from_millis(u64::from(deadline_ms));
+        let deadline = Instant::now() + Duration::from_millis(u64::from(deadline_ms));
         let mut version = self.version.subscribe();
         loop {
             version.borrow_and_update();
@@ -107,25 +150,6 @@ impl RendezvousStore {
             }
         }
     }
-
-    fn put(space: &mut Space, key: String, value: Vec<u8>) -> Result<(), Status> {
-        if key.len() > KEY_LIMIT {
-            return Err(Status::invalid_argument(format!(
-                "a key may have {KEY_LIMIT} bytes, not {}",
-                key.len()
-            )));
-        }
-        let replaced = space.values.get(&key).map_or(0, |old| key.len() + old.len());
-        let bytes = space.bytes - replaced + key.len() + value.len();
-        if bytes > SPACE_LIMIT {
-            return Err(Status::resource_exhausted(format!(
-                "the namespace may hold {SPACE_LIMIT} bytes; send large things over the process group"
-            )));
-        }
-        space.bytes = bytes;
-        space.values.insert(key, value);
-        Ok(())
-    }
 }
 
 /// The store as a service.
@@ -134,22 +158,29 @@ pub(crate) struct RendezvousService(pub(crate) std::sync::Arc<RendezvousStore>);
 #[tonic::async_trait]
 impl Rendezvous for RendezvousService {
     async fn set(&self, request: Request<pb::SetRequest>) -> Result<Response<pb::SetReply>, Status> {
-        let pb::SetRequest { namespace, key, value } = request.into_inner();
-        self.0.with(namespace.as_ref(), |space| RendezvousStore::put(space, key, value))?;
+        let pb::SetRequest { namespace, key, value, lease_ms } = request.into_inner();
+        let lease = lease_ms.map(Duration::from_millis);
+        self.0.with(namespace.as_ref(), |space| space.put(key, value, lease))?;
         self.0.changed();
         Ok(Response::new(pb::SetReply {}))
     }
 
     async fn get(&self, request: Request<pb::GetRequest>) -> Result<Response<pb::GetReply>, Status> {
         let pb::GetRequest { namespace, key, deadline_ms } = request.into_inner();
-        let found = |space: &Space| space.values.get(&key).cloned().ok_or_else(|| key.clone());
+        let found = |space: &Space| space.value(&key).cloned().ok_or_else(|| key.clone());
         let value = self.0.until(namespace.as_ref(), deadline_ms, found).await?;
         Ok(Response::new(pb::GetReply { value }))
     }
 
+    async fn look(&self, request: Request<pb::LookRequest>) -> Result<Response<pb::LookReply>, Status> {
+        let pb::LookRequest { namespace, key } = request.into_inner();
+        let value = self.0.with(namespace.as_ref(), |space| Ok(space.value(&key).cloned()))?;
+        Ok(Response::new(pb::LookReply { value }))
+    }
+
     async fn wait(&self, request: Request<pb::WaitRequest>) -> Result<Response<pb::WaitReply>, Status> {
         let pb::WaitRequest { namespace, keys, deadline_ms } = request.into_inner();
-        let all = |space: &Space| match keys.iter().find(|key| !space.values.contains_key(*key)) {
+        let all = |space: &Space| match keys.iter().find(|key| space.value(key).is_none()) {
             Some(missing) => Err(missing.clone()),
             None => Ok(()),
         };
@@ -160,7 +191,7 @@ impl Rendezvous for RendezvousService {
     async fn add(&self, request: Request<pb::AddRequest>) -> Result<Response<pb::AddReply>, Status> {
         let pb::AddRequest { namespace, key, amount } = request.into_inner();
         let sum = self.0.with(namespace.as_ref(), |space| {
-            let number = match space.values.get(&key) {
+            let number = match space.value(&key) {
                 None => 0,
                 Some(value) => value.as_slice().try_into().map(i64::from_le_bytes).map_err(|_| {
                     Status::failed_precondition(format!("key {key:?} does not hold a number"))
@@ -169,7 +200,7 @@ impl Rendezvous for RendezvousService {
             let sum = number.checked_add(amount).ok_or_else(|| {
                 Status::out_of_range(format!("key {key:?} holds {number}; adding {amount} overflows"))
             })?;
-            RendezvousStore::put(space, key, sum.to_le_bytes().to_vec())?;
+            space.put(key, sum.to_le_bytes().to_vec(), None)?;
             Ok(sum)
         })?;
         self.0.changed();
@@ -182,14 +213,20 @@ impl Rendezvous for RendezvousService {
     ) -> Result<Response<pb::CompareSetReply>, Status> {
         let pb::CompareSetRequest { namespace, key, expected, desired } = request.into_inner();
         let reply = self.0.with(namespace.as_ref(), |space| {
-            let current = space.values.get(&key).cloned();
+            let current = space.value(&key).cloned();
             if current != expected {
                 return Ok(pb::CompareSetReply { swapped: false, current });
             }
-            RendezvousStore::put(space, key, desired.clone())?;
+            space.put(key, desired.clone(), None)?;
             Ok(pb::CompareSetReply { swapped: true, current: Some(desired) })
         })?;
         self.0.changed();
         Ok(Response::new(reply))
+    }
+
+    async fn delete(&self, request: Request<pb::DeleteRequest>) -> Result<Response<pb::DeleteReply>, Status> {
+        let pb::DeleteRequest { namespace, key } = request.into_inner();
+        let removed = self.0.with(namespace.as_ref(), |space| Ok(space.remove(&key)))?;
+        Ok(Response::new(pb::DeleteReply { removed }))
     }
 }

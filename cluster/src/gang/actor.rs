@@ -376,6 +376,7 @@ impl Actor {
                     (Reason::Succeeded | Reason::UserError { .. }, Some(code), None) => {
                         (CauseKind::Exited { code }, String::new())
                     }
+                    (Reason::Preempted | Reason::NodeLost, ..) => (CauseKind::Preempted, exit.to_string()),
                     _ => (CauseKind::Lost, exit.to_string()),
                 };
                 self.input(Input::Ended { slot: slot as u32, attempt, kind, message });

@@ -28,6 +28,8 @@ pub enum CauseKind {
     },
     /// The spawner lost the process, or ended it for a reason of its own, such as its memory limit.
     Lost,
+    /// The engine took the process's place back, or the node under it went away: nobody's fault.
+    Preempted,
     /// The process was launched but never called the controller.
     NeverCalledHome {
         /// How long the controller waited.
@@ -77,8 +79,9 @@ impl fmt::Display for Cause {
             CauseKind::PeerLost { peer } => write!(f, "lost its peer, rank {peer}")?,
             CauseKind::NotLaunched => write!(f, "could not be launched")?,
             CauseKind::Exited { code } => write!(f, "exited with code {code} before it finished")?,
-            CauseKind::Killed { signal } => write!(f, "was killed by signal {signal}")?,
+            CauseKind::Killed { signal } => write!(f, "was killed by signal {signal}{}", named(*signal))?,
             CauseKind::Lost => write!(f, "was lost")?,
+            CauseKind::Preempted => write!(f, "had its place taken away")?,
             CauseKind::NeverCalledHome { after } => {
                 write!(f, "was launched but did not call the controller within {after:?}")?;
             }
@@ -144,6 +147,27 @@ impl fmt::Display for Failure {
 }
 
 impl std::error::Error for Failure {}
+
+/// The signals that end workers, by name.
+fn named(signal: i32) -> &'static str {
+    match signal {
+        1 => " (SIGHUP)",
+        2 => " (SIGINT)",
+        3 => " (SIGQUIT)",
+        4 => " (SIGILL: an instruction this processor does not have)",
+        6 => " (SIGABRT: it gave itself up, as C++ exceptions and failed allocations do)",
+        7 => " (SIGBUS: a mapped file or shared memory was not there any more)",
+        8 => " (SIGFPE: an integer division by zero)",
+        9 => " (SIGKILL: the system's out-of-memory killer, or somebody's `kill -9`)",
+        11 => " (SIGSEGV: it used memory that is not its own)",
+        13 => " (SIGPIPE)",
+        15 => " (SIGTERM)",
+        24 => " (SIGXCPU: its allowance of processor time is used up)",
+        25 => " (SIGXFSZ: a file grew beyond its limit)",
+        31 => " (SIGSYS: a system call that it may not make)",
+        _ => "",
+    }
+}
 
 /// Picks the root cause: the first that is not known to be a consequence, else the first.
 pub(crate) fn root_of(causes: &[Cause]) -> Option<Failure> {

@@ -57,9 +57,19 @@ impl RendezvousClient {
         answered.recv().map_err(|_| over())?
     }
 
-    /// Sets a key.
+    /// Sets a key to a value that stays.
     pub async fn set(&self, key: &str, value: Vec<u8>) -> Result<()> {
-        let request = pb::SetRequest { namespace: self.namespace(), key: key.into(), value };
+        self.set_for(key, value, None).await
+    }
+
+    /// Sets a key to a value that vanishes after `lease` unless it is set again: a sign of life.
+    pub async fn lease(&self, key: &str, value: Vec<u8>, lease: Duration) -> Result<()> {
+        let lease_ms = lease.as_millis().min(u128::from(u64::MAX)) as u64;
+        self.set_for(key, value, Some(lease_ms)).await
+    }
+
+    async fn set_for(&self, key: &str, value: Vec<u8>, lease_ms: Option<u64>) -> Result<()> {
+        let request = pb::SetRequest { namespace: self.namespace(), key: key.into(), value, lease_ms };
         let call = |mut stub: Stub<Channel>, request| async move { stub.set(request).await };
         self.call("set", key, Duration::ZERO, request, call).await.map(drop)
     }
@@ -70,6 +80,20 @@ impl RendezvousClient {
         let request = pb::GetRequest { namespace: self.namespace(), key: key.into(), deadline_ms };
         let call = |mut stub: Stub<Channel>, request| async move { stub.get(request).await };
         self.call("get", key, deadline, request, call).await.map(|reply| reply.value)
+    }
+
+    /// The value of a key now, if it has one.
+    pub async fn look(&self, key: &str) -> Result<Option<Vec<u8>>> {
+        let request = pb::LookRequest { namespace: self.namespace(), key: key.into() };
+        let call = |mut stub: Stub<Channel>, request| async move { stub.look(request).await };
+        self.call("look", key, Duration::ZERO, request, call).await.map(|reply| reply.value)
+    }
+
+    /// Removes a key; true if it had a value.
+    pub async fn delete(&self, key: &str) -> Result<bool> {
+        let request = pb::DeleteRequest { namespace: self.namespace(), key: key.into() };
+        let call = |mut stub: Stub<Channel>, request| async move { stub.delete(request).await };
+        self.call("delete", key, Duration::ZERO, request, call).await.map(|reply| reply.removed)
     }
 
     /// Waits for all the keys.

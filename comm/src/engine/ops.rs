@@ -132,7 +132,8 @@ impl Op {
 
     fn begin(&mut self, view: &View, counters: &mut Counters) {
         let (size, bytes) = (self.call.dtype.size(), self.call.bytes());
-        let pipelined = self.call.kind == Kind::AllReduce && bytes > ONE_SHOT_BYTES;
+        // Between two, the second hand-over of each step costs more than combining all of it on both sides.
+        let pipelined = self.call.kind == Kind::AllReduce && bytes > ONE_SHOT_BYTES && view.world > 2;
         let blocks = match self.call.kind {
             Kind::ReduceScatter | Kind::Scatter | Kind::AllToAll => view.world,
             _ => 1,

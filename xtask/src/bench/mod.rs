@@ -5,6 +5,7 @@ mod checkpoint;
 mod cluster;
 mod comm;
 mod step;
+mod train;
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -37,6 +38,8 @@ enum Name {
     Comm,
     /// A training step in one process, against PyTorch and tch
     Step,
+    /// Two workers in step, against PyTorch's DDP and twice one worker
+    Train,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -48,6 +51,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Name::Cluster => cluster::run(),
         Name::Comm => comm::run(args),
         Name::Step => step::run(args),
+        Name::Train => train::run(args),
     }
 }
 

@@ -1,0 +1,267 @@
+//! A run's folder: where it is, what it is called, and how it is found again.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::config::{Experiment, RunConfig};
+use crate::registry::{self, ReadError};
+use crate::{Error, Result};
+
+/// The resolved configuration, in the run's folder.
+pub const CONFIG: &str = "config.ron";
+/// Where runs lie whose storage is no folder.
+const LOCAL: &str = "runs";
+
+/// Where a run is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunFolder {
+    /// Its experiment.
+    pub experiment: String,
+    /// Its name.
+    pub name: String,
+    /// Its own folder, absolute, on the controller's host.
+    pub path: PathBuf,
+    /// Where its checkpoints lie: the folder, or a URL.
+    pub storage: String,
+}
+
+impl RunFolder {
+    /// Where a new run of this configuration goes. Nothing is made yet.
+    pub fn new(config: &RunConfig, trainable: &str) -> Result<Self> {
+        let experiment = config.experiment.clone().unwrap_or_else(|| trainable.to_owned());
+        let name = config.name.clone().unwrap_or_else(draw_name);
+        plain("run.experiment", &experiment)?;
+        plain("run.name", &name)?;
+        Self::at(&config.storage, &experiment, &name)
+    }
+
+    fn at(storage: &str, experiment: &str, name: &str) -> Result<Self> {
+        let url = is_url(storage);
+        let root = if url { LOCAL } else { storage.trim_start_matches("file://") };
+        let path = Path::new(root).join(experiment).join(name);
+        let path = std::path::absolute(&path)
+            .map_err(|source| Error::io(format!("find the folder of {}", path.display()), source))?;
+        let storage = match url {
+            true => format!("{}/{experiment}/{name}", storage.trim_end_matches('/')),
+            false => path.to_string_lossy().into_owned(),
+        };
+        Ok(RunFolder { experiment: experiment.into(), name: name.into(), path, storage })
+    }
+
+    /// Finds a run by its folder, its name, or its experiment and name. `config` says where runs lie.
+    pub fn find(what: &str, config: &RunConfig) -> Result<Self> {
+        if is_run(Path::new(what)) {
+            return Self::open(Path::new(what), config);
+        }
+        let root = if is_url(&config.storage) { LOCAL } else { config.storage.trim_start_matches("file://") };
+        let root = Path::new(root);
+        let (wanted, name) = what.rsplit_once('/').map_or((None, what), |(e, n)| (Some(e), n));
+        let experiments = std::fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
+        let mut found: Vec<PathBuf> = experiments
+            .filter(|folder| {
+                wanted.is_none_or(|wanted| folder.file_name().is_some_and(|name| name == wanted))
+            })
+            .map(|folder| folder.join(name))
+            .filter(|folder| is_run(folder))
+            .collect();
+        found.sort();
+        match (found.as_slice(), wanted) {
+            ([one], _) => Self::open(one, config),
+            ([], Some(experiment)) if is_url(&config.storage) => Self::at(&config.storage, experiment, name),
+            ([], _) => Err(Error::NoSuchRun {
+                name: what.into(),
+                why: format!(
+                    "it is no run's folder, and there is none of that name under {}",
+                    root.display()
+                ),
+            }),
+            (several, _) => {
+                let all: Vec<String> = several.iter().map(|folder| folder.display().to_string()).collect();
+                let why = format!("there are several: {}; say which by its folder", all.join(", "));
+                Err(Error::NoSuchRun { name: what.into(), why })
+            }
+        }
+    }
+
+    /// A run's folder, as its own configuration tells of it. It may have been moved.
+    fn open(folder: &Path, config: &RunConfig) -> Result<Self> {
+        let path = std::path::absolute(folder)
+            .map_err(|source| Error::io(format!("find the folder of {}", folder.display()), source))?;
+        let stored = read_config(&path).map(|experiment| experiment.run).unwrap_or_else(|_| config.clone());
+        let part = |path: Option<&Path>| {
+            path.and_then(Path::file_name).map(|part| part.to_string_lossy().into_owned()).unwrap_or_default()
+        };
+        let name = stored.name.unwrap_or_else(|| part(Some(&path)));
+        let experiment = stored.experiment.unwrap_or_else(|| part(path.parent()));
+        let storage = match is_url(&stored.storage) {
+            true => format!("{}/{experiment}/{name}", stored.storage.trim_end_matches('/')),
+            false => path.to_string_lossy().into_owned(),
+        };
+        Ok(RunFolder { experiment, name, path, storage })
+    }
+
+    /// Whether checkpoints and copies go elsewhere.
+    pub fn is_remote(&self) -> bool {
+        is_url(&self.storage)
+    }
+
+    /// Makes the folder of a new run, and sees that it can be written to.
+    pub(crate) fn create(&self) -> Result<()> {
+        if is_run(&self.path) {
+            let folder = self.path.display().to_string();
+            return Err(Error::RunExists { name: self.name.clone(), folder });
+        }
+        std::fs::create_dir_all(&self.path).map_err(|source| self.unwritable(source))
+    }
+
+    /// Writes the resolved configuration, which is also the proof that the folder can be written to.
+    pub(crate) fn write_config(&self, experiment: &Experiment<Value>) -> Result<()> {
+        let text = registry::to_ron(experiment)?;
+        std::fs::write(self.path.join(CONFIG), text).map_err(|source| self.unwritable(source))
+    }
+
+    fn unwritable(&self, source: std::io::Error) -> Error {
+        let path = self.path.display();
+        Error::io(
+            format!("cannot write to the run's folder {path} (choose another place with run.storage)"),
+            source,
+        )
+    }
+}
+
+/// The configuration that is stored in a run's folder.
+pub fn read_config(folder: &Path) -> Result<Experiment<Value>> {
+    let path = folder.join(CONFIG);
+    let text = std::fs::read_to_string(&path)
+        .map_err(|source| Error::io(format!("read the run's configuration {}", path.display()), source))?;
+    match registry::read(&text) {
+        Ok(read) => Ok(read.experiment),
+        // A run of another program's can still be looked at.
+        Err(ReadError::Trainable(_)) => registry::ron_options()
+            .from_str(&text)
+            .map_err(|error| Error::other(format!("read {}", path.display()), error)),
+        Err(error) => Err(Error::other(format!("read {}", path.display()), error)),
+    }
+}
+
+/// Whether this is a run's folder.
+pub fn is_run(folder: &Path) -> bool {
+    folder.join("run.db").is_file()
+}
+
+fn is_url(storage: &str) -> bool {
+    (storage.contains("://") && !storage.starts_with("file://")) || storage.starts_with("memory:")
+}
+
+/// A name that is one folder, and safe in every URL and shell.
+fn plain(path: &str, name: &str) -> Result<()> {
+    let good = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if (1..=100).contains(&name.len()) && name.chars().all(good) && !name.starts_with(['.', '-']) {
+        return Ok(());
+    }
+    let why = format!(
+        "{name:?} is no name: use up to 100 letters, digits, `-`, `_` and `.`, not beginning with `.` or `-`"
+    );
+    Err(Error::config(path, why))
+}
+
+const HOW: [&str; 32] = [
+    "agile", "amber", "bold", "brave", "breezy", "bright", "brisk", "calm", "clever", "coral", "crisp",
+    "deft", "eager", "fair", "fleet", "gentle", "golden", "hardy", "jolly", "keen", "lively", "lucky",
+    "mellow", "nimble", "proud", "quick", "quiet", "silver", "steady", "sunny", "swift", "witty",
+];
+const WHO: [&str; 32] = [
+    "albatross",
+    "auk",
+    "beaver",
+    "cormorant",
+    "curlew",
+    "dolphin",
+    "eider",
+    "gannet",
+    "grebe",
+    "gull",
+    "heron",
+    "kestrel",
+    "kingfisher",
+    "loon",
+    "mallard",
+    "marlin",
+    "merlin",
+    "narwhal",
+    "orca",
+    "osprey",
+    "otter",
+    "pelican",
+    "petrel",
+    "plover",
+    "puffin",
+    "salmon",
+    "seal",
+    "skua",
+    "swan",
+    "tern",
+    "turtle",
+    "walrus",
+];
+
+/// A name that people can say: `brisk-otter-4f2a`.
+pub fn draw_name() -> String {
+    let drawn: u64 = rand::random();
+    let (how, who) = (HOW[(drawn % 32) as usize], WHO[(drawn / 32 % 32) as usize]);
+    format!("{how}-{who}-{:04x}", drawn >> 48)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(storage: &Path) -> RunConfig {
+        RunConfig { storage: storage.to_str().unwrap().into(), ..RunConfig::default() }
+    }
+
+    #[test]
+    fn a_run_is_found_by_name_by_both_names_and_by_folder_even_if_moved() {
+        let root = tempfile::tempdir().unwrap();
+        let wanted = RunConfig { name: Some("one".into()), ..config(root.path()) };
+        let folder = RunFolder::new(&wanted, "mnist").unwrap();
+        assert_eq!(folder.path, root.path().join("mnist/one"));
+        assert!(matches!(RunFolder::find("one", &wanted), Err(Error::NoSuchRun { .. })));
+        folder.create().unwrap();
+        let run = RunConfig { experiment: Some("mnist".into()), ..wanted.clone() };
+        folder.write_config(&Experiment { run, ..Experiment::default() }).unwrap();
+        std::fs::write(folder.path.join("run.db"), "").unwrap();
+        assert!(matches!(folder.create(), Err(Error::RunExists { .. })));
+        for what in ["one", "mnist/one", folder.path.to_str().unwrap()] {
+            assert_eq!(RunFolder::find(what, &wanted).unwrap(), folder);
+        }
+
+        let moved = root.path().join("elsewhere");
+        std::fs::rename(&folder.path, &moved).unwrap();
+        let found = RunFolder::find(moved.to_str().unwrap(), &wanted).unwrap();
+        assert_eq!((found.name.as_str(), found.experiment.as_str(), &found.path), ("one", "mnist", &moved));
+        assert_eq!(found.storage, moved.to_str().unwrap());
+    }
+
+    #[test]
+    fn a_url_is_for_checkpoints_and_the_run_itself_is_local() {
+        let config =
+            RunConfig { storage: "s3://bucket/runs/".into(), name: Some("a".into()), ..RunConfig::default() };
+        let folder = RunFolder::new(&config, "mnist").unwrap();
+        assert_eq!(folder.storage, "s3://bucket/runs/mnist/a");
+        assert_eq!(folder.path, std::env::current_dir().unwrap().join("runs/mnist/a"));
+        assert!(folder.is_remote());
+    }
+
+    #[test]
+    fn names_are_plain() {
+        let named = |name: &str| RunConfig { name: Some(name.into()), ..RunConfig::default() };
+        for wrong in ["", "a/b", "..", "-x", ".hidden", "a b", "naïve"] {
+            let error = RunFolder::new(&named(wrong), "e").unwrap_err().to_string();
+            assert!(error.starts_with("run.name: "), "{error}");
+        }
+        let drawn = draw_name();
+        assert!(plain("run.name", &drawn).is_ok() && drawn.split('-').count() == 3, "{drawn}");
+    }
+}
