@@ -106,8 +106,8 @@ pub mod prelude {
     pub use regatta_train::data::{Dataset, LoaderConfig, Mode, from_fn};
     pub use regatta_train::metrics::{max, mean, min, sum};
     pub use regatta_train::{
-        BoxError, CheckpointConfig, Every, FailureConfig, Placement, Resources, RunConfig, RunResult, ScalingConfig, State,
-        Stateful, StopConfig, Tracked, TrainContext, Trainer, Workers, metrics,
+        BoxError, CheckpointConfig, Every, FailureConfig, Placement, Resources, RunConfig, RunResult,
+        ScalingConfig, State, Stateful, StopConfig, Tracked, TrainContext, Trainer, Workers, metrics,
     };
     pub use serde::{Deserialize, Serialize};
     pub use tch::nn::{Module, ModuleT};

@@ -4,6 +4,8 @@
 mod checkpoint;
 mod cluster;
 mod comm;
+mod cost;
+mod resume;
 mod step;
 mod train;
 mod tune;
@@ -43,6 +45,8 @@ enum Name {
     Cluster,
     /// All-reduce between processes of this host, against gloo and OpenMPI
     Comm,
+    /// The last weights of a training that was interrupted, against those of one that was not
+    Resume,
     /// A training step in one process, against PyTorch and tch
     Step,
     /// Two workers in step, against PyTorch's DDP and twice one worker
@@ -59,8 +63,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Name::Checkpoint => checkpoint::run(args),
         Name::Cluster => cluster::run(),
         Name::Comm => comm::run(args),
+        Name::Resume => resume::run(args),
         Name::Step => step::run(args),
-        Name::Train => train::run(args),
+        Name::Train => train::run(args).and_then(|()| cost::run(args)),
         Name::Tune if args.quality => tune::quality(args, args.seeds.max(1)),
         Name::Tune => tune::run(args),
     }
