@@ -3,7 +3,7 @@
 use std::env;
 use std::path::PathBuf;
 
-const SOURCES: [&str; 4] = ["autograd", "context", "cuda", "optim"];
+const SOURCES: [&str; 5] = ["autograd", "context", "cuda", "ddp", "optim"];
 
 fn main() {
     // torch-sys (links = "tch") publishes the folder of the libraries; the headers lie beside it.

@@ -22,8 +22,8 @@ use crate::store::{Created, Store};
 /// Which folders of saves that never ended are removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Torn {
-    /// Those of generations before the live save's, and those of its own generation that are older than it: a saver saves
-    /// one at a time, but a rank that has heard of the commit may already write for the next.
+    /// Those of generations before the live save's, and those of its own generation that are older than it: a saver saves one
+    /// at a time, but while rank 0 collects, the other ranks may have begun the next.
     Fenced,
     /// Those of superseded generations, and any in which nothing was written for so long.
     OlderThan(Duration),
@@ -96,9 +96,7 @@ fn judge_torn(folder: &Listed, policy: &Policy<'_>, newest: u64) -> (bool, Strin
     }
     match policy.torn {
         Torn::Fenced
-            if policy
-                .live
-                .is_some_and(|live| live.generation == generation && age(&folder.name) < age(live)) =>
+            if policy.live.is_some_and(|live| live.generation == generation && folder.name < *live) =>
         {
             (true, format!("{what}, and its save is over"))
         }
@@ -107,11 +105,6 @@ fn judge_torn(folder: &Listed, policy: &Policy<'_>, newest: u64) -> (bool, Strin
         }
         _ => (false, format!("{what}, but its save may be under way")),
     }
-}
-
-/// The order in which a generation's saves began: their ids count up in hexadecimal digits, as many as it takes.
-fn age(name: &CheckpointName) -> (usize, &str) {
-    (name.id.len(), &name.id)
 }
 
 /// Removes what was decided; returns what could not be.

@@ -1,6 +1,7 @@
 //! The macros of Regatta. They are used through the `regatta` crate; what they write refers to `::regatta` unless told
 //! otherwise.
 
+mod search_space;
 mod trainable;
 
 use proc_macro::TokenStream;
@@ -21,4 +22,12 @@ use proc_macro::TokenStream;
 #[proc_macro_attribute]
 pub fn trainable(options: TokenStream, item: TokenStream) -> TokenStream {
     trainable::expand(options.into(), item.into()).unwrap_or_else(syn::Error::into_compile_error).into()
+}
+
+/// The search space of a configuration, from the `#[space(..)]` of its fields.
+///
+/// See `regatta_tune::space::SearchSpace` for what a field can say.
+#[proc_macro_derive(SearchSpace, attributes(space))]
+pub fn search_space(input: TokenStream) -> TokenStream {
+    search_space::expand(syn::parse_macro_input!(input)).unwrap_or_else(syn::Error::into_compile_error).into()
 }

@@ -37,6 +37,15 @@ char* rg_set_grad(const at::Tensor* leaf, const at::Tensor* gradient);
 bool rg_same_layout(const at::Tensor* a, const at::Tensor* b);
 const void* rg_identity(const at::Tensor* tensor);
 
+// ddp.cpp
+// Takes the gradients away: the next backward pass makes new ones.
+char* rg_grads_release(const at::Tensor* const* params, size_t count);
+// Copies a parameter's gradient, if it has one, into `view`, which becomes its gradient. The view must have its layout.
+char* rg_grad_into(const at::Tensor* param, const at::Tensor* view, bool* had);
+// Queues a copy between a device and pinned memory in the current stream; both must live until it is done.
+char* rg_copy_async(const at::Tensor* to, const at::Tensor* from);
+char* rg_all_finite(const at::Tensor* tensor, bool* out);
+
 // optim.cpp
 struct rg_optim;
 struct rg_rule {

@@ -156,6 +156,12 @@ impl GradScaler {
         Ok(GradScaler { config, scale, growth_tracker, found_inf: Vec::new() })
     }
 
+    /// Another handle on the same scale: for a checkpoint. What was unscaled through one is not known to the other.
+    pub fn share(&self) -> Self {
+        let (scale, growth_tracker) = (self.scale.shallow_clone(), self.growth_tracker.shallow_clone());
+        GradScaler { config: self.config, scale, growth_tracker, found_inf: Vec::new() }
+    }
+
     /// The loss times the scale.
     pub fn scale(&self, loss: &Tensor) -> Tensor {
         loss * &self.scale

@@ -53,6 +53,40 @@ pub enum Error {
         /// Every difference found.
         differences: Vec<Difference>,
     },
+    /// The group of ranks failed: the cause says which rank, and whether the group can be used again.
+    #[error("the process group failed: {0}")]
+    Group(#[from] regatta_comm::Error),
+    /// The ranks do not hold the same model. All ranks get the same error.
+    #[error("rank {rank} does not have rank 0's model: {parameter}: {why}")]
+    Replica {
+        /// The first rank that differs from rank 0.
+        rank: usize,
+        /// The first parameter or buffer of it that differs.
+        parameter: String,
+        /// How it differs.
+        why: String,
+    },
+    /// The loss or a gradient is infinite or not a number. All ranks get it at the same step; no weight was changed. Lower the
+    /// learning rate, clip gradients, or look at the batch.
+    #[error("step {step}: {what} is not finite")]
+    NotFinite {
+        /// The backward pass, counted from 0.
+        step: u64,
+        /// The rank whose loss it is; none for a gradient, which is the mean over all.
+        rank: Option<usize>,
+        /// The loss, or the first parameter whose gradient is not finite.
+        what: String,
+    },
+    /// A backward pass did not reach the parameters that it should. All ranks get the same error.
+    #[error("rank {rank}: {why}: {}", parameters.join(", "))]
+    Unused {
+        /// The first rank where it happened.
+        rank: usize,
+        /// The parameters.
+        parameters: Vec<String>,
+        /// What was expected, and what to do.
+        why: &'static str,
+    },
     /// An argument is outside what the function takes.
     #[error("{what}: {why}")]
     Argument {

@@ -1,6 +1,7 @@
 //! What users of libtorch need and the `tch` crate leaves out.
 //!
 //! - [`autograd`]: hooks that fire when a gradient is ready, the end of a backward pass, gradients that are views.
+//! - [`ddp`]: gradients averaged over the ranks of a process group while backward runs.
 //! - [`optim`]: SGD, Adam and AdamW on libtorch's fused kernels, with groups, clipping and state that can be saved.
 //! - [`schedule`]: learning rates over time, as plain functions of the step.
 //! - [`amp`]: autocast and a gradient scaler.
@@ -8,6 +9,7 @@
 //! - [`memory`] and [`threads`]: channels-last, pinned memory, tensors over foreign memory, worker threads.
 //! - [`cuda`]: streams, events, and whole training steps as CUDA graphs.
 //! - [`loader`]: datasets of tensors, and batches that are on the device before they are wanted.
+//! - [`context`]: what a training function needs on its `TrainContext` and `State`: device, loader, model, optimiser.
 //! - [`params`] and [`state`]: a model's tensors by name, in and out of plain bytes.
 //!
 //! Tensors are [`tch::Tensor`]s. One build serves machines with and without a GPU: where something is missing the same
@@ -38,7 +40,10 @@
 
 pub mod amp;
 pub mod autograd;
+mod components;
+pub mod context;
 pub mod cuda;
+pub mod ddp;
 mod error;
 pub mod loader;
 pub mod memory;
@@ -52,4 +57,5 @@ mod sys;
 pub mod threads;
 
 pub use autograd::backward;
+pub use ddp::DataParallel;
 pub use error::{BoxError, Difference, DifferenceKind, Error, Result};

@@ -10,6 +10,7 @@
 //! ```
 
 use std::f64::consts::PI;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
@@ -131,11 +132,10 @@ fn half_cosine(from: f64, to: f64, place: f64) -> f64 {
 }
 
 /// Sets an optimiser's learning rate by a schedule.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Scheduler {
     schedule: Schedule,
-    base_lr: f64,
-    step: u64,
+    place: Arc<Mutex<SchedulerState>>,
 }
 
 /// A [`Scheduler`]'s state; the schedule itself is the program's.
@@ -152,29 +152,45 @@ impl Scheduler {
     /// Takes the optimiser's learning rate as the one at factor one, and sets that of step zero.
     pub fn new(schedule: Schedule, optimizer: &mut dyn Optimizer) -> Result<Self> {
         schedule.check()?;
-        let scheduler = Scheduler { schedule, base_lr: optimizer.lr(), step: 0 };
+        let place = SchedulerState { base_lr: optimizer.lr(), step: 0 };
+        let scheduler = Scheduler { schedule, place: Arc::new(Mutex::new(place)) };
         scheduler.apply(optimizer)?;
         Ok(scheduler)
     }
 
+    /// Another handle on the same scheduler: for a checkpoint.
+    pub fn share(&self) -> Self {
+        Scheduler { schedule: self.schedule.clone(), place: self.place.clone() }
+    }
+
+    fn place(&self) -> MutexGuard<'_, SchedulerState> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Sets the next step's learning rate; after each step of the optimiser.
     pub fn step(&mut self, optimizer: &mut dyn Optimizer) -> Result<()> {
-        self.step += 1;
+        self.place().step += 1;
         self.apply(optimizer)
     }
 
     /// The state, for a checkpoint.
     pub fn state(&self) -> SchedulerState {
-        SchedulerState { base_lr: self.base_lr, step: self.step }
+        *self.place()
+    }
+
+    /// Goes on from a state whose learning rate the optimiser has already.
+    pub(crate) fn resume(&self, state: &SchedulerState) {
+        *self.place() = *state;
     }
 
     /// Goes on from a state, and sets its learning rate.
     pub fn load_state(&mut self, state: &SchedulerState, optimizer: &mut dyn Optimizer) -> Result<()> {
-        (self.base_lr, self.step) = (state.base_lr, state.step);
+        self.resume(state);
         self.apply(optimizer)
     }
 
     fn apply(&self, optimizer: &mut dyn Optimizer) -> Result<()> {
-        optimizer.set_lr(self.base_lr * self.schedule.factor(self.step))
+        let SchedulerState { base_lr, step } = *self.place();
+        optimizer.set_lr(base_lr * self.schedule.factor(step))
     }
 }

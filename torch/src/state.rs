@@ -105,12 +105,16 @@ pub fn model(vs: &VarStore) -> Vec<NamedTensor> {
 
 /// Copies a state into a model. If anything is missing, unexpected or unlike, all of that is listed and nothing is changed.
 pub fn load_model(vs: &VarStore, state: &[NamedTensor]) -> Result<()> {
-    let live = model(vs);
-    let differences = differences(&live, state);
+    load_into(&model(vs), state)
+}
+
+/// The same for tensors of a model that are at hand.
+pub(crate) fn load_into(live: &[NamedTensor], state: &[NamedTensor]) -> Result<()> {
+    let differences = differences(live, state);
     if !differences.is_empty() {
         return Err(Error::Mismatch { what: "the model's state", differences });
     }
-    copy_all(&live, state)
+    copy_all(live, state)
 }
 
 /// How `state` differs from `live` in names, dtypes and shapes.

@@ -83,6 +83,11 @@ unsafe extern "C" {
     pub(crate) fn rg_same_layout(a: *const C_tensor, b: *const C_tensor) -> bool;
     pub(crate) fn rg_identity(tensor: *const C_tensor) -> *const c_void;
 
+    pub(crate) fn rg_grads_release(params: *const *const C_tensor, count: usize) -> Message;
+    pub(crate) fn rg_grad_into(param: *const C_tensor, view: *const C_tensor, had: *mut bool) -> Message;
+    pub(crate) fn rg_copy_async(to: *const C_tensor, from: *const C_tensor) -> Message;
+    pub(crate) fn rg_all_finite(tensor: *const C_tensor, out: *mut bool) -> Message;
+
     pub(crate) fn rg_optim_new(out: *mut *mut Optim) -> Message;
     pub(crate) fn rg_optim_delete(optim: *mut Optim);
     pub(crate) fn rg_optim_add(

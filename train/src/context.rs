@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::agree::{self, Agreement, Flags};
 use crate::coordinator::{Over, StoreCoordinator};
-use crate::data::BatchWeight;
+use crate::data::Position;
 use crate::link::Link;
 use crate::metrics::{Merge, Metrics};
 use crate::pace::Pace;
@@ -24,7 +24,7 @@ use crate::report::{LastReport, Report};
 use crate::restore::{self, Restored};
 use crate::saving::{Moment, Saving};
 use crate::state::{Counters, State, Stateful};
-use crate::wire::{Done, FromRank, Progress, RankReport, Start, StopReason};
+use crate::wire::{Done, FromRank, RankReport, Start, StopReason};
 use crate::{Error, Result};
 
 /// A component that every state has.
@@ -49,7 +49,6 @@ pub struct TrainContext {
     last: LastReport,
     stopped: Option<(StopReason, String)>,
     always: Vec<Always>,
-    weight: BatchWeight,
 }
 
 /// What a context is made of.
@@ -90,7 +89,6 @@ impl TrainContext {
             last: LastReport::default(),
             stopped: None,
             always: Vec::new(),
-            weight: BatchWeight::default(),
             counters,
             group,
             start,
@@ -178,31 +176,16 @@ impl TrainContext {
         serde_json::from_slice(&bytes).map_err(|error| Error::other("take a value that was broadcast", error))
     }
 
-    /// What the loss of the present batch is multiplied by before its gradient is averaged over the ranks: 1 but where batches
-    /// do not divide evenly.
-    pub fn batch_weight(&self) -> BatchWeight {
-        self.weight.clone()
+    /// Reads what the loss of the present batch is multiplied by before its gradient is averaged over the ranks: 1 but where
+    /// batches do not divide evenly. Of the loader that is followed at the time.
+    pub fn batch_weight(&self) -> impl Fn() -> f64 + Send + Sync + use<> {
+        let counters = self.counters.clone();
+        move || counters.followed().as_ref().map_or(1.0, |position| position.weight().get())
     }
 
-    /// Takes the weight of this loader's batches from now on.
-    pub fn follow(&mut self, position: &crate::data::Position) {
-        self.weight = position.weight();
-        let (position, world) = (position.clone(), self.world_size() as f64);
-        let before = std::sync::Mutex::new((Instant::now(), position.samples()));
-        self.watch(move |progress| {
-            progress.epoch_part = position.part();
-            progress.data_wait = Some(position.data_wait());
-            let (now, samples) = (Instant::now(), position.samples());
-            let mut before = before.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            let past = now.duration_since(before.0).as_secs_f64().max(1e-9);
-            progress.samples_per_second = Some((samples - before.1) as f64 * world / past);
-            *before = (now, samples);
-        });
-    }
-
-    /// Lets `watcher` fill in what it knows whenever progress is told, a few times a second on rank 0.
-    pub fn watch(&mut self, watcher: impl Fn(&mut Progress) + Send + 'static) {
-        self.pace.watchers.push(Box::new(watcher));
+    /// Takes progress and batch weights from this loader, unless another is followed already or is in the state as its data.
+    pub fn follow(&mut self, position: &Position) {
+        self.counters.followed().get_or_insert_with(|| position.clone());
     }
 
     /// Gives every state that is made from now on this component: for libraries whose random state is part of any.
@@ -346,6 +329,9 @@ impl TrainContext {
         progress.epoch = self.counters.epoch();
         progress.epochs = (epochs > 0).then_some(epochs);
         progress.steps = self.start.stop.steps;
+        if let Some(position) = &*self.counters.followed() {
+            self.pace.follow(&mut progress, position, self.group.world_size());
+        }
         self.link.tell(step, FromRank::Progress(progress))
     }
 

@@ -211,9 +211,10 @@ mod tests {
         let sh = |script: &str| {
             let git = "git -c user.name=a -c user.email=a@example.org";
             let script = format!("export HOME={0} GIT_CONFIG_NOSYSTEM=1; {script}", tree.display());
-            let done = Command::new("sh").arg("-ec").arg(script.replace("git ", &format!("{git} ")));
-            let mut done = done;
-            assert!(done.current_dir(&tree).stdout(Stdio::null()).status().unwrap().success());
+            let script = script.replace("git ", &format!("{git} "));
+            let done =
+                Command::new("sh").arg("-ec").arg(script).current_dir(&tree).stdout(Stdio::null()).status();
+            assert!(done.unwrap().success());
         };
         sh("git init -q -b trunk; echo one > file; git add file; git commit -q -m first");
         let clean = Git::of(&tree).unwrap();

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::data::Position;
 use crate::wire::Progress;
 
 /// How often progress is told at most.
@@ -9,21 +10,19 @@ const BEAT: Duration = Duration::from_millis(200);
 /// How fast an old rate is forgotten: the weight of what is new, at each beat.
 const FRESH: f64 = 0.3;
 
-/// Fills in what it knows of the progress: a loader, say.
-pub(crate) type Watcher = Box<dyn Fn(&mut Progress) + Send>;
-
 /// The pace of rank 0.
 pub(crate) struct Pace {
     told: Instant,
     step: u64,
     rate: Option<f64>,
     pub(crate) loss: Option<f64>,
-    pub(crate) watchers: Vec<Watcher>,
+    /// When samples were last counted, and how many they were.
+    samples: Option<(Instant, u64)>,
 }
 
 impl Pace {
     pub(crate) fn new(now: Instant, step: u64) -> Self {
-        Pace { told: now, step, rate: None, loss: None, watchers: Vec::new() }
+        Pace { told: now, step, rate: None, loss: None, samples: None }
     }
 
     /// Training begins anew at this step.
@@ -40,15 +39,25 @@ impl Pace {
         let fresh = step.saturating_sub(self.step) as f64 / past.as_secs_f64();
         let rate = self.rate.map_or(fresh, |old| old + FRESH * (fresh - old));
         (self.told, self.step, self.rate) = (now, step, Some(rate));
-        let mut progress = Progress {
+        Some(Progress {
             step,
             steps_per_second: rate,
             loss: self.loss,
             memory_bytes: resident(),
             ..Progress::default()
-        };
-        self.watchers.iter().for_each(|watcher| watcher(&mut progress));
-        Some(progress)
+        })
+    }
+
+    /// Adds what a loader knows. The ranks' parts of the data are alike, so its own rate is a share of the whole.
+    pub(crate) fn follow(&mut self, progress: &mut Progress, position: &Position, world: usize) {
+        progress.epoch_part = position.part();
+        progress.data_wait = Some(position.data_wait());
+        let (now, samples) = (Instant::now(), position.samples());
+        let before = self.samples.replace((now, samples));
+        progress.samples_per_second = before.map(|(then, count)| {
+            let past = now.saturating_duration_since(then).as_secs_f64().max(1e-9);
+            samples.saturating_sub(count) as f64 * world as f64 / past
+        });
     }
 }
 

@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::data::Position;
 use crate::{Error, Result};
 
 /// The key of the component whose tensors keep their own names in a checkpoint, so that other tools read it.
@@ -127,6 +128,11 @@ impl State {
         Epochs { counters: self.counters.clone(), epochs, begun: false }
     }
 
+    /// Takes progress and batch weights from this loader: it is the one that is trained on.
+    pub fn follow(&self, position: &Position) {
+        *self.counters.followed() = Some(position.clone());
+    }
+
     /// Training steps done, over all attempts.
     pub fn step(&self) -> u64 {
         self.counters.step()
@@ -174,9 +180,15 @@ pub(crate) struct Counters {
     pub(crate) epochs: AtomicU64,
     /// One epoch is enough.
     pub(crate) fast: AtomicBool,
+    /// The place in the data that is trained on.
+    followed: Mutex<Option<Position>>,
 }
 
 impl Counters {
+    pub(crate) fn followed(&self) -> MutexGuard<'_, Option<Position>> {
+        self.followed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn step(&self) -> u64 {
         self.step.load(Relaxed)
     }

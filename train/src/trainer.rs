@@ -24,11 +24,9 @@ use crate::handle::{Order, RunHandle};
 use crate::registry::{self, Registration};
 use crate::result::RunResult;
 use crate::signals::Signals;
+use crate::threads::{Body, ThreadCrew};
 use crate::wire::Restore;
 use crate::{BoxError, Error, Result, TrainContext};
-
-/// A training function, whatever its types were.
-pub(crate) type Function = Arc<dyn Fn(&mut TrainContext, Value) -> Result<Value, BoxError> + Send + Sync>;
 
 /// What the ranks are.
 enum Hands {
@@ -60,7 +58,7 @@ enum Hands {
 /// instead, needs neither, and takes closures.
 pub struct Trainer {
     experiment: Experiment<Value>,
-    function: Option<Function>,
+    function: Option<Body>,
     entry: Option<&'static Registration>,
     /// What was wrong with what was given; said when training begins.
     problem: Option<Error>,
@@ -115,7 +113,7 @@ impl Trainer {
             }
         };
         let experiment = Experiment { trainable: Trainable::Function(name), config, ..Experiment::default() };
-        let function: Function =
+        let function: Body =
             Arc::new(move |context: &mut TrainContext, config| registry::run(&function, context, config));
         Trainer { function: Some(function), entry, problem, ..Self::bare(experiment) }
     }
@@ -403,8 +401,12 @@ impl Trainer {
     }
 
     fn threads(&self) -> Result<Box<dyn Crew>> {
-        let why = "this build has no crew of threads".into();
-        Err(Error::NotAvailable { what: "training in this process", why })
+        let Some(function) = self.function.clone() else {
+            let why =
+                "a command is a process: train it with the command line, or with a crew of its own".into();
+            return Err(Error::NotAvailable { what: "training a command in this process", why });
+        };
+        Ok(Box::new(ThreadCrew::new(self.experiment.scaling.workers.max(), function)))
     }
 }
 

@@ -3,7 +3,6 @@
 //! One thread takes the controller's commands all the time; what concerns the loop under way it acts on at once (an abort ends
 //! collectives, a decision is put where the next step finds it), the rest waits for the main thread.
 
-use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,7 +30,7 @@ const BACK_PRESSURE: Duration = Duration::from_secs(30);
 /// Becomes a worker if this process was launched as one, and then never returns: call it first thing in `main`. Otherwise returns at
 /// once. The process ends with code 0 when the controller lets it go, and with 1 when it lost its controller.
 pub fn enter() {
-    if WorkerConfig::is_worker() {
+    if is_worker() {
         let code = match serve() {
             Ok(()) => 0,
             Err(error) => {
@@ -43,10 +42,9 @@ pub fn enter() {
     }
 }
 
-/// The same for a `main` that returns a code: `None` if this process is no worker.
-pub fn run_if_worker() -> Option<ExitCode> {
-    enter();
-    None
+/// Whether this process was launched as a worker.
+pub fn is_worker() -> bool {
+    WorkerConfig::is_worker()
 }
 
 /// What the listener and the main thread share.

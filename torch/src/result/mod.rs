@@ -5,7 +5,9 @@
 pub(crate) mod autograd;
 pub(crate) mod context;
 pub(crate) mod cuda;
+pub(crate) mod ddp;
 pub(crate) mod foreign;
+pub(crate) mod host;
 pub(crate) mod optim;
 
 use std::ffi::{CStr, c_int};

@@ -26,6 +26,8 @@ pub struct Ledger {
     pub fruitless: u32,
     /// The first cause since the last checkpoint.
     pub first: Option<Cause>,
+    /// The last cause since then.
+    pub latest: Option<Cause>,
     /// The checkpoints there are, by name.
     pub checkpoints: BTreeMap<String, Kept>,
     /// When the present attempt began, while it is not known to have ended.
@@ -70,7 +72,7 @@ impl Ledger {
             // Whoever begins an ended run again has seen how it ended: budgets start over.
             Event::RunFinished(_) => {
                 (self.failures, self.preemptions, self.fruitless) = (0, 0, 0);
-                self.first = None;
+                (self.first, self.latest) = (None, None);
             }
             Event::CheckpointCommitted(committed) => {
                 let kept = Kept {
@@ -79,8 +81,11 @@ impl Ledger {
                     metrics: committed.metrics.clone(),
                 };
                 self.checkpoints.insert(committed.id.clone(), kept);
-                self.fruitless = 0;
-                self.first = None;
+                // One that is told after its attempt failed was made before that.
+                let before = self.open.is_none();
+                self.fruitless = if before { self.fruitless.min(1) } else { 0 };
+                self.first = if before { self.latest.clone() } else { None };
+                self.latest.clone_from(&self.first);
             }
             Event::CheckpointDeleted(deleted) => {
                 self.checkpoints.remove(&deleted.id);
@@ -101,8 +106,9 @@ impl Ledger {
         };
         *counted += 1;
         self.fruitless += 1;
+        self.latest = cause.cloned();
         if self.first.is_none() {
-            self.first = cause.cloned();
+            self.first.clone_from(&self.latest);
         }
     }
 
@@ -146,6 +152,21 @@ mod tests {
         ledger.apply(0, second(21), &finished.into());
         assert_eq!((ledger.failures, ledger.fruitless, ledger.first.is_none()), (0, 0, true));
         assert_eq!((ledger.attempt, ledger.spent), (2, Duration::from_secs(6)));
+    }
+
+    #[test]
+    fn progress_that_is_told_late_was_made_before_the_failure() {
+        let commit = |id: &str| Event::from(CheckpointCommitted { id: id.into(), ..Default::default() });
+        let mut ledger = Ledger::default();
+        for attempt in 1..=2 {
+            ledger.apply(attempt, second(1), &started(attempt.into()));
+            ledger.apply(attempt, second(2), &ended(Outcome::Failed, Some(&format!("failure {attempt}"))));
+        }
+        ledger.apply(2, second(3), &commit("step-000001.g2.01"));
+        assert_eq!((ledger.fruitless, ledger.first.clone().unwrap().message.as_str()), (1, "failure 2"));
+        ledger.apply(3, second(4), &started(3));
+        ledger.apply(3, second(5), &commit("step-000002.g3.01"));
+        assert_eq!((ledger.fruitless, ledger.first), (0, None));
     }
 
     #[test]

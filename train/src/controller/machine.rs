@@ -224,6 +224,8 @@ pub struct Machine {
     stopping: Option<StopReason>,
     /// The first error since the last progress, as long as this controller saw it.
     first: Option<Error>,
+    /// The last one after it.
+    latest: Option<Error>,
     ending: Option<Ending>,
     out: Output,
 }
@@ -243,6 +245,7 @@ impl Machine {
             progressed: false,
             stopping: None,
             first: None,
+            latest: None,
             ending: None,
             out: Output::default(),
         }
@@ -351,6 +354,12 @@ impl Machine {
             let (attempt, at) = (self.ledger.attempt, self.ledger.last);
             self.emit_at(attempt, at, ended.into());
         }
+        // Nor, if it had given the run up, to say that this was the end.
+        let FailureConfig { max_failures, max_preemptions, .. } = self.plan.failure;
+        if self.ledger.failures > max_failures || self.ledger.preemptions > max_preemptions {
+            let cause = self.ledger.first.clone();
+            self.emit(0, RunFinished { outcome: Outcome::Failed, cause });
+        }
         self.launch();
     }
 
@@ -413,7 +422,9 @@ impl Machine {
     fn committed(&mut self, committed: CheckpointCommitted) {
         let ended = matches!(self.phase, Phase::Ended);
         if !ended && !self.ledger.checkpoints.contains_key(&committed.id) {
-            self.first = None;
+            // One that is told after its attempt failed was made before that.
+            let before = self.ledger.open.is_none();
+            self.first = self.latest.take().or(self.first.take()).filter(|_| before);
             self.progressed |= self.phase != Phase::Planning;
             self.emit(self.ledger.attempt, committed);
         }
@@ -590,7 +601,11 @@ impl Machine {
                 self.end();
             }
             // Something of the old crew may still be there: another beside it would be two.
-            (_, Err(error)) => self.finish_with(Status::Failed, Some(error), None),
+            (_, Err(error)) => {
+                self.decided("give_up", error.to_string(), Value::Null);
+                let error = self.first.take().unwrap_or(error);
+                self.finish_with(Status::Failed, Some(error), None);
+            }
             (_, Ok(())) => {}
         }
     }

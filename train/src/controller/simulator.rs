@@ -78,6 +78,8 @@ struct World {
     /// When this controller began.
     since: Duration,
     log: Vec<Draft>,
+    /// The store is broken: nothing is added to the log any more.
+    broken: bool,
     crew: Crew,
     commits: u64,
     failures: u64,
@@ -85,7 +87,8 @@ struct World {
     first: Option<String>,
     /// When it was told to stop.
     told: Option<Duration>,
-    wait_before: Option<(u32, Duration)>,
+    /// Failures and preemptions since progress, the user, or the beginning.
+    fruitless: i32,
 }
 
 impl World {
@@ -100,12 +103,13 @@ impl World {
             now: Duration::ZERO,
             since: Duration::ZERO,
             log: Vec::new(),
+            broken: false,
             crew: Crew::None,
             commits: 0,
             failures: 0,
             first: None,
             told: None,
-            wait_before: None,
+            fruitless: 0,
         };
         world.input(Input::Begin);
         world
@@ -121,12 +125,20 @@ impl World {
 
     fn input(&mut self, input: Input) {
         let before = self.machine.ledger().clone();
+        let phase = self.machine.phase();
         let output = self.machine.handle(self.now - self.since, input);
+        assert!(phase != Phase::Ended || output.events.is_empty(), "CM-4: nothing follows the end");
+        let end = output.events.iter().rposition(|draft| matches!(draft.event, Event::RunFinished(_)));
+        if self.machine.phase() == Phase::Ended && phase != Phase::Ended {
+            assert_eq!(end, Some(output.events.len() - 1), "CM-4: the end is the last event");
+        }
         for draft in output.events {
             self.check_event(&before, &draft);
-            self.log.push(draft);
+            if !self.broken {
+                self.log.push(draft);
+            }
         }
-        assert_eq!(&self.fold(), self.machine.ledger(), "CM-1");
+        assert!(self.broken || &self.fold() == self.machine.ledger(), "CM-1");
         for action in output.actions {
             match action {
                 Action::Launch { attempt, generation, .. } => {
@@ -145,7 +157,10 @@ impl World {
         if self.machine.phase() == Phase::Recovering {
             assert!(self.machine.ledger().failures <= max_failures, "CM-2");
             assert!(self.machine.ledger().preemptions <= max_preemptions, "CM-2");
-            self.check_backoff();
+            if phase != Phase::Recovering {
+                let wait = Duration::from_secs_f64(0.1 * 2_f64.powi(self.fruitless - 1)).min(LONGEST_BACKOFF);
+                assert_eq!(self.machine.backoff_left(), wait, "CM-8");
+            }
         }
     }
 
@@ -153,27 +168,16 @@ impl World {
         match &draft.event {
             Event::AttemptEnded(_) => assert!(before.open.is_some(), "CM-4: an attempt ends once"),
             Event::RunFinished(finished) => {
-                self.first = None;
+                self.fruitless = 0;
+                if self.crew == Crew::None && before.open.is_none() && self.machine.phase() == Phase::Placing
+                {
+                    // That of the controller before, which gave the run up and died.
+                    self.first = None;
+                }
                 assert!(!matches!(finished.outcome, Outcome::Failed) || finished.cause.is_some());
             }
             _ => {}
         }
-        // The end of the run is the last event of its controller.
-        let ended = self.log.last().is_some_and(|last| matches!(last.event, Event::RunFinished(_)));
-        assert!(!ended, "CM-4: nothing follows the end: {draft:?}");
-    }
-
-    /// CM-8, for the restart that was just decided.
-    fn check_backoff(&mut self) {
-        let fruitless = self.machine.ledger().fruitless;
-        let wait = self.machine.backoff_left();
-        if let Some((before, shorter)) = self.wait_before.replace((fruitless, wait))
-            && fruitless == before + 1
-            && self.machine.deadline().is_none()
-        {
-            assert!(wait == shorter * 2 || wait == LONGEST_BACKOFF || wait < shorter * 2, "CM-8");
-        }
-        assert!(wait <= LONGEST_BACKOFF, "CM-8");
     }
 
     fn step(&mut self, step: Step) {
@@ -185,7 +189,7 @@ impl World {
             }
             Step::Commit if self.crew == Crew::Running => {
                 self.commits += 1;
-                self.first = None;
+                (self.first, self.fruitless) = (None, 0);
                 let (step, generation) = (self.commits, self.machine.ledger().generation);
                 let id = format!("step-{step:06}.g{generation}.{step:x}");
                 self.input(Input::Committed(CheckpointCommitted {
@@ -197,6 +201,7 @@ impl World {
             }
             Step::Fail(kind) if matches!(self.crew, Crew::Placing | Crew::Joining | Crew::Running) => {
                 self.failures += 1;
+                self.fruitless += 1;
                 let message = format!("failure {}", self.failures);
                 self.first.get_or_insert(message.clone());
                 self.crew = Crew::Over;
@@ -219,7 +224,11 @@ impl World {
                 self.now += Duration::from_millis(ms);
                 self.input(Input::Tick);
             }
-            Step::StoreBreaks => self.input(Input::Broken(Error::other("store", "it is full"))),
+            Step::StoreBreaks => {
+                // Which is then what went wrong.
+                (self.first, self.broken) = (None, true);
+                self.input(Input::Broken(Error::other("store", "it is full")));
+            }
             Step::ControllerDies => self.next_controller(),
             _ => {}
         }
@@ -245,17 +254,17 @@ impl World {
 
     /// The workers end with their controller; another one goes on from the log.
     fn next_controller(&mut self) {
+        let broken = std::mem::take(&mut self.broken);
         (self.crew, self.since, self.told) = (Crew::None, self.now, None);
-        self.wait_before = None;
         let ledger = self.fold();
-        if !ledger.checkpoints.is_empty() && ledger.first.is_none() {
-            self.first = None;
+        // What a broken store did not keep, nobody knows any more.
+        if broken {
+            let first = ledger.first.clone();
+            (self.first, self.fruitless) = (first.map(|cause| cause.message), ledger.fruitless as i32);
         }
         let ended = self.log.last().is_some_and(|last| matches!(last.event, Event::RunFinished(_)));
         if ended {
             self.first = None;
-            // The next life begins where the check of the last event cannot see the end of the one before.
-            self.log.push(Draft::new(regatta_track::event::RunConfigured::default()).at(ledger.last));
         }
         let origin = Timestamp(self.now.as_micros() as i64);
         self.machine = Machine::new(self.plan.clone(), ledger, origin);
@@ -304,6 +313,9 @@ proptest! {
         let took = world.stop_and_wait();
         prop_assert!(took <= GRACE, "CM-6: {took:?}");
         prop_assert!(world.told.is_none_or(|_| over) || took <= GRACE);
+        if world.broken {
+            return Ok(());
+        }
         let ended: Vec<&Event> = world.log.iter().map(|draft| &draft.event).collect();
         prop_assert!(matches!(ended.last(), Some(Event::RunFinished(_))), "CM-4");
         let begun = ended.iter().filter(|event| matches!(event, Event::AttemptStarted(_))).count();

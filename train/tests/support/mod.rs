@@ -1,6 +1,6 @@
 //! A crew that plays a script, with checkpoints that are real: what the controller is tested with, without a process.
 
-#![allow(dead_code, reason = "every test program uses its own part")]
+#![allow(dead_code, unreachable_pub, reason = "every test program uses its own part")]
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -85,12 +85,12 @@ impl Scripted {
 
     fn save(&self, step: u64) -> Committed {
         let start = self.start.as_ref().unwrap();
-        let config = SaverConfig { generation: start.generation, ..SaverConfig::default() };
+        let config = SaverConfig { generation: Some(start.generation), ..SaverConfig::default() };
         let mut saver = config.build(store::open(&start.storage).unwrap(), Arc::new(Solo)).unwrap();
-        let bytes = step.to_le_bytes();
+        let bytes = step.to_le_bytes().to_vec();
         let tensors = [Tensor::replicated("step", Dtype::U8, &[8], &bytes)];
         let saved = saver.save(&Save::new(step, &tensors).metric("loss", 1.0 / step as f64)).unwrap();
-        let report = saved.wait(Duration::from_secs(60)).unwrap();
+        let report = saved.wait(Duration::from_secs(60)).unwrap().unwrap();
         let metrics = [("loss", 1.0 / step as f64)].into();
         Committed { name: report.name.to_string(), step, bytes: 8, metrics, ..Committed::default() }
     }
