@@ -61,7 +61,10 @@ fn befall(fault: Fault) -> Result<()> {
 
 fn signal(name: &str) {
     let me = std::process::id().to_string();
-    Command::new("kill").args([&format!("-{name}"), &me]).status().ok();
+    // The first SIGSEGV that is no real one is taken by the standard library's own handler.
+    for _ in 0..2 {
+        Command::new("kill").args([&format!("-{name}"), &me]).status().ok();
+    }
     std::thread::sleep(Duration::from_secs(30));
 }
 
@@ -291,19 +294,19 @@ fn signals_stop_a_run_that_goes_on_later() {
     send("KILL", &child);
     child.wait().unwrap();
     assert_eq!(RunResult::open(folder.path().join("toy/one")).unwrap().status(), &Status::Running);
-    finish(&folder, 4);
+    finish(&folder, 4, 2);
 }
 
-/// The sum at the end is that of a run that nothing befell, and each step was reported once on the way to it.
-fn finish(folder: &tempfile::TempDir, attempts: u32) {
+/// The sum at the end is that of a run that nothing befell, and each step was reported on the way to it, but for those that
+/// the run stopped at: it saves and ends before their reports.
+fn finish(folder: &tempfile::TempDir, attempts: u32, stops: usize) {
     let status = drive(folder).wait().unwrap();
     assert_eq!(status.code(), Some(0));
     let result = RunResult::open(folder.path().join("toy/one")).unwrap();
     assert_eq!((result.status(), result.value::<u64>().unwrap()), (&Status::Completed, 200 * 201 / 2));
     assert_eq!(result.attempts(), attempts);
-    let mut steps: Vec<u64> = result.history("loss").unwrap().iter().map(|point| point.step).collect();
-    steps.dedup();
-    assert_eq!(steps, (1..=200).collect::<Vec<u64>>());
+    let steps: Vec<u64> = result.history("loss").unwrap().iter().map(|point| point.step).collect();
+    assert!(steps.is_sorted_by(|a, b| a < b) && steps.len() + stops >= 200, "{steps:?}");
 }
 
 fn a_killed_controller_loses_nothing() {
@@ -314,7 +317,7 @@ fn a_killed_controller_loses_nothing() {
     child.wait().unwrap();
     let before = RunResult::open(folder.path().join("toy/one")).unwrap();
     assert_eq!(before.status(), &Status::Running);
-    finish(&folder, 2);
+    finish(&folder, 2, 0);
 }
 
 fn what_never_fits_is_refused_at_once() {

@@ -9,7 +9,7 @@ use regatta_cluster::{CauseKind, Failure};
 use regatta_track::event::{
     Cause, CheckpointCommitted, CheckpointDeleted, Decision as Decided, Report, RunEnvironment,
 };
-use regatta_track::{Draft, Metrics, Timestamp};
+use regatta_track::{Draft, Metrics, Reader, Timestamp};
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -444,10 +444,28 @@ impl Drive {
 
     async fn restored(&mut self, checkpoint: Option<String>, step: u64, damaged: Vec<String>) {
         let kept = checkpoint.as_deref().and_then(|name| self.machine.ledger().checkpoints.get(name));
-        self.attempt.before = kept.and_then(|kept| kept.iteration).unwrap_or(0);
+        self.attempt.before = match kept.map(|kept| kept.iteration) {
+            Some(Some(iteration)) => iteration,
+            // One that was found, not told: the reports know.
+            Some(None) => self.iteration_at(step).await,
+            None => 0,
+        };
         let event = RunEvent::Restored { checkpoint: checkpoint.as_deref(), step, damaged: &damaged };
         self.tell(&event);
         self.feed(Input::Restored { checkpoint, step, damaged }).await;
+    }
+
+    /// How many reports the run had made when it was last at this step.
+    async fn iteration_at(&mut self, step: u64) -> u64 {
+        if self.books.settle().await.is_err() {
+            return 0;
+        }
+        let path = self.parts.folder.path.clone();
+        let reading = tokio::task::spawn_blocking(move || -> Result<u64> {
+            let points = Reader::open(path)?.snapshot()?.history(None, ITERATION)?;
+            Ok(points.iter().rev().find(|point| point.step <= step).map_or(0, |point| point.value as u64))
+        });
+        reading.await.ok().and_then(Result::ok).unwrap_or(0)
     }
 
     async fn committed(&mut self, committed: Committed) {
