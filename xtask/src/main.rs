@@ -72,7 +72,7 @@ fn run(args: Args) -> Result<()> {
 }
 
 /// The crates that need libtorch to build.
-const TORCH_CRATES: [&str; 2] = ["regatta-torch", "mnist_resnet"];
+const TORCH_CRATES: [&str; 4] = ["regatta-torch", "regatta-torch-oracle", "regatta", "mnist_resnet"];
 
 /// Every test of the workspace, under nextest's time limits where nextest is installed.
 fn test(without_torch: bool) -> Result<()> {
