@@ -19,11 +19,11 @@ struct Run {
 }
 
 impl Run {
-    /// A run of six epochs of 16 steps.
+    /// A run of twenty epochs of 16 steps: seconds, so that there is time for the blow.
     fn start(storage: &Path, name: &'static str, workers: usize) -> Run {
         let file = storage.join(format!("{name}.ron"));
         let text = format!(
-            "(trainable: \"soak\", config: (epochs: 6, step_ms: 3), scaling: (workers: {workers}), checkpoint: (every: Steps(7)))"
+            "(trainable: \"soak\", config: (epochs: 20, step_ms: 10), scaling: (workers: {workers}), checkpoint: (every: Steps(7)))"
         );
         fs::write(&file, text).unwrap();
         let mut command = program();
