@@ -37,6 +37,25 @@ fn rank_reads(checkpoint: &Checkpoint, rank: u32, world: u32) {
 }
 
 #[test]
+fn a_save_that_another_rank_has_begun_is_not_collected() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store::open(folder.path().to_str().unwrap()).unwrap();
+    let torn = |name: &str| {
+        let torn = folder.path().join("checkpoints").join(name);
+        std::fs::create_dir_all(&torn).unwrap();
+        std::fs::write(torn.join("shard-00001-of-00002.safetensors"), b"on its way").unwrap();
+        torn
+    };
+    let (given_up, ahead) = (torn("step-000001.g1.0001aaaaaaaa"), torn("step-000003.g1.0003aaaaaaaa"));
+    let live: CheckpointName = "step-000002.g1.0002aaaaaaaa".parse().unwrap();
+    let policy =
+        collect::Policy { retention: &Retention::last(1), torn: collect::Torn::Fenced, live: Some(&live) };
+    let decisions = collect::plan(&*store, &policy).unwrap();
+    assert!(collect::carry_out(&*store, &decisions).is_empty());
+    assert!(!given_up.exists() && ahead.exists(), "{decisions:?}");
+}
+
+#[test]
 fn any_world_size_loads_what_any_other_saved() {
     for saved in 1..=8 {
         let store = store_on(SimFs::new());

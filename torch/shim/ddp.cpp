@@ -48,6 +48,13 @@ char* rg_grad_into(const at::Tensor* param, const at::Tensor* view, bool* had) {
   });
 }
 
+char* rg_copy_async(const at::Tensor* to, const at::Tensor* from) {
+  return rg::guarded([&] {
+    const at::NoGradGuard no_grad;
+    to->copy_(*from, /*non_blocking=*/true);
+  });
+}
+
 char* rg_all_finite(const at::Tensor* tensor, bool* out) {
   return rg::guarded([&] {
     const at::NoGradGuard no_grad;

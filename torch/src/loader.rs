@@ -1,8 +1,8 @@
 //! Loaders into tensors: datasets of tensors, and batches that are on the device before the training loop wants them.
 //!
 //! On a CPU a batch is one gather, made ahead on a thread of its own. On CUDA that thread also copies the batch through pinned
-//! memory, on a stream beside the one that computes, and the loop only makes its own stream wait for the copy. (No test has
-//! run that half on a machine with CUDA yet but those that are marked as ignored; run them where there is one.)
+//! memory, on a stream beside the one that computes, and the loop only makes its own stream wait for the copy. That half has not
+//! been run on a GPU yet; its test is among the ignored ones.
 //!
 //! ```
 //! use regatta_torch::loader::{Loader, TensorDataset};

@@ -30,20 +30,56 @@ pub struct Experiment<C> {
     pub failure: FailureConfig,
 }
 
-/// What is trained.
+/// What is trained. Written `"resnet"`, or `Command("python train.py --lr {lr}")`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(from = "TrainableForm", into = "TrainableForm")]
 pub enum Trainable {
     /// A function of this program, by its name.
     Function(String),
-    /// A program in any language: it gets torchrun's environment and prints `regatta: {"loss": 0.1}` lines.
-    Command(CommandLine),
+    /// A program in any language: it gets torchrun's environment and prints `regatta: {"loss": 0.1}` lines. In its
+    /// arguments, `{lr}` stands for the configuration's `lr`.
+    Command(String),
 }
 
-/// A command line; `{lr}` stands for the configuration's `lr`. Written `Command("python train.py --lr {lr}")`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename = "Command")]
-pub struct CommandLine(pub String);
+/// How it is written: a plain string, or the one variant there is.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(untagged, expecting = "a trainable's name in quotes, or Command(\"program arguments\")")]
+enum TrainableForm {
+    Function(String),
+    Tagged(Tagged),
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+enum Tagged {
+    Command(String),
+}
+
+impl From<TrainableForm> for Trainable {
+    fn from(form: TrainableForm) -> Self {
+        match form {
+            TrainableForm::Function(name) => Trainable::Function(name),
+            TrainableForm::Tagged(Tagged::Command(line)) => Trainable::Command(line),
+        }
+    }
+}
+
+impl From<Trainable> for TrainableForm {
+    fn from(trainable: Trainable) -> Self {
+        match trainable {
+            Trainable::Function(name) => TrainableForm::Function(name),
+            Trainable::Command(line) => TrainableForm::Tagged(Tagged::Command(line)),
+        }
+    }
+}
+
+impl std::fmt::Display for Trainable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Trainable::Function(name) => f.write_str(name),
+            Trainable::Command(line) => write!(f, "Command({line:?})"),
+        }
+    }
+}
 
 impl Default for Trainable {
     fn default() -> Self {
@@ -84,7 +120,7 @@ impl Default for ScalingConfig {
 
 /// A number of workers, or a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "a number of workers, or (min: 1, max: 4)")]
 pub enum Workers {
     /// Exactly so many.
     Fixed(usize),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::config::{Experiment, RunConfig};
+use crate::registry::{self, ReadError};
 use crate::{Error, Result};
 
 /// The resolved configuration, in the run's folder.
@@ -116,8 +117,7 @@ impl RunFolder {
 
     /// Writes the resolved configuration, which is also the proof that the folder can be written to.
     pub(crate) fn write_config(&self, experiment: &Experiment<Value>) -> Result<()> {
-        let text = ron::ser::to_string_pretty(experiment, ron::ser::PrettyConfig::default())
-            .map_err(|error| Error::other("write the configuration as RON", error))?;
+        let text = registry::to_ron(experiment)?;
         std::fs::write(self.path.join(CONFIG), text).map_err(|source| self.unwritable(source))
     }
 
@@ -135,7 +135,14 @@ pub fn read_config(folder: &Path) -> Result<Experiment<Value>> {
     let path = folder.join(CONFIG);
     let text = std::fs::read_to_string(&path)
         .map_err(|source| Error::io(format!("read the run's configuration {}", path.display()), source))?;
-    ron::from_str(&text).map_err(|error| Error::other(format!("read {}", path.display()), error))
+    match registry::read(&text) {
+        Ok(read) => Ok(read.experiment),
+        // A run of another program's can still be looked at.
+        Err(ReadError::Trainable(_)) => registry::ron_options()
+            .from_str(&text)
+            .map_err(|error| Error::other(format!("read {}", path.display()), error)),
+        Err(error) => Err(Error::other(format!("read {}", path.display()), error)),
+    }
 }
 
 /// Whether this is a run's folder.

@@ -2,6 +2,7 @@
 
 mod agree;
 pub mod callback;
+pub mod command;
 pub mod config;
 mod context;
 pub mod controller;
@@ -54,5 +55,6 @@ pub use wire::StopReason;
 /// For the code that `#[trainable]` writes.
 #[doc(hidden)]
 pub mod __private {
+    pub use crate as train;
     pub use inventory;
 }

@@ -11,8 +11,9 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 
 use crate::callback::Callback;
+use crate::command::{self, CommandCrew, CommandPlan};
 use crate::config::{
-    CheckpointConfig, CommandLine, Experiment, FailureConfig, RunConfig, ScalingConfig, Trainable, Workers,
+    CheckpointConfig, Experiment, FailureConfig, RunConfig, ScalingConfig, Trainable, Workers,
 };
 use crate::controller::Ending;
 use crate::controller::drive::{NOT_A_WORKER, Parts, drive};
@@ -331,7 +332,7 @@ impl Trainer {
             None => {
                 let name = match &self.experiment.trainable {
                     Trainable::Function(name) => name.clone(),
-                    Trainable::Command(CommandLine(line)) => program_name(line),
+                    Trainable::Command(line) => program_name(line),
                 };
                 RunFolder::new(&self.experiment.run, &name)
             }
@@ -351,11 +352,9 @@ impl Trainer {
             Hands::Other(crew) => Ok(crew),
             Hands::Threads => self.threads(),
             Hands::Processes => {
-                let Trainable::Function(trainable) = &self.experiment.trainable else {
-                    return Err(Error::NotAvailable {
-                        what: "a command as a trainable",
-                        why: "it needs its own crew: give one with Trainer::crew".into(),
-                    });
+                let trainable = match &self.experiment.trainable {
+                    Trainable::Function(trainable) => trainable,
+                    Trainable::Command(line) => return self.commands(line, folder, site),
                 };
                 if self.entry.is_none() {
                     let why = format!(
@@ -381,6 +380,23 @@ impl Trainer {
                 Ok(Box::new(GangCrew::new(plan)))
             }
         }
+    }
+
+    /// The crew of a program in any language.
+    fn commands(&self, line: &str, folder: &RunFolder, site: Option<&Site>) -> Result<Box<dyn Crew>> {
+        let Some(site) = site else {
+            let why = "there is no site for its processes".into();
+            return Err(Error::NotAvailable { what: "a command as a trainable", why });
+        };
+        command::check(&self.experiment)?;
+        let scaling = &self.experiment.scaling;
+        Ok(Box::new(CommandCrew::new(CommandPlan {
+            spawner: site.spawner.clone(),
+            line: line.to_owned(),
+            request: request(&format!("{}/{}", folder.experiment, folder.name), scaling),
+            threads: scaling.threads,
+            logs: folder.path.join("logs"),
+        })))
     }
 
     fn threads(&self) -> Result<Box<dyn Crew>> {

@@ -5,8 +5,11 @@
 
 mod bench;
 mod cache;
+mod chaos;
+mod demo;
 mod libtorch;
 mod python;
+mod soak;
 mod wheels;
 
 use std::path::{Path, PathBuf};
@@ -30,7 +33,7 @@ enum Chore {
         #[arg(long)]
         cuda: bool,
     },
-    /// Build in release and train the example, with a progress bar
+    /// Build in release, train the example with two workers, interrupt it, and resume it
     Demo,
     /// Pass every test
     Test {
@@ -38,6 +41,8 @@ enum Chore {
         #[arg(long)]
         without_torch: bool,
     },
+    /// Break a long training at random, and check that nothing was lost
+    Chaos(chaos::Args),
     /// Run a benchmark side by side with its peers and print JSON lines
     Bench(bench::Args),
 }
@@ -59,20 +64,15 @@ fn run(args: Args) -> Result<()> {
             println!("{found}");
             Ok(())
         }
-        Chore::Demo => demo(),
+        Chore::Chaos(args) => chaos::run(&args),
+        Chore::Demo => demo::run(),
         Chore::Test { without_torch } => test(without_torch),
         Chore::Bench(args) => bench::run(&args),
     }
 }
 
-/// What a newcomer sees first: the example, trained for real.
-fn demo() -> Result<()> {
-    libtorch::setup(false)?;
-    sh(cargo().args(["run", "--release", "--package", "mnist_resnet"]))
-}
-
 /// The crates that need libtorch to build.
-const TORCH_CRATES: [&str; 2] = ["regatta-torch", "mnist_resnet"];
+const TORCH_CRATES: [&str; 4] = ["regatta-torch", "regatta-torch-oracle", "regatta", "mnist_resnet"];
 
 /// Every test of the workspace, under nextest's time limits where nextest is installed.
 fn test(without_torch: bool) -> Result<()> {

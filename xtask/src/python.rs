@@ -27,6 +27,7 @@ pub(crate) const TORCH: Environment = Environment {
     name: "peers-torch-2.11.0",
     bytes: 9_000_000_000,
     imports: "torch, safetensors",
+    beside: None,
     requirements: &[
         "torch==2.11.0",
         "filelock==3.20.0",
@@ -42,11 +43,35 @@ pub(crate) const TORCH: Environment = Environment {
     ],
 };
 
+/// Optuna as the peer of the samplers. Its Gaussian processes want PyTorch, and find that of [`TORCH`].
+pub(crate) const OPTUNA: Environment = Environment {
+    name: "peers-optuna-5.0.0",
+    bytes: 600_000_000,
+    imports: "optuna, cmaes, scipy, torch",
+    beside: Some(&TORCH),
+    requirements: &[
+        "optuna==5.0.0",
+        "alembic==1.20.1",
+        "cmaes==0.13.1",
+        "colorlog==6.12.0",
+        "mako==1.4.3",
+        "markupsafe==3.0.4",
+        "numpy==2.4.6",
+        "packaging==26.3",
+        "pyyaml==6.0.3",
+        "scipy==1.17.1",
+        "sqlalchemy==2.1.9",
+        "tqdm==4.70.1",
+        "typing-extensions==4.16.0",
+    ],
+};
+
 /// Ray Train and Ray Tune as the peers of the trainer and the tuner.
 pub(crate) const RAY: Environment = Environment {
     name: "peers-ray-2.60.0",
     bytes: 1_500_000_000,
     imports: "ray.train, ray.tune",
+    beside: None,
     requirements: &[
         "ray[train,tune]==2.60.0",
         "annotated-types==0.8.0",
@@ -86,6 +111,8 @@ pub(crate) struct Environment {
     bytes: u64,
     /// What must import for it to count as made.
     imports: &'static str,
+    /// Another whose packages it sees after its own.
+    beside: Option<&'static Environment>,
     requirements: &'static [&'static str],
 }
 
@@ -108,6 +135,13 @@ impl Environment {
             pip.args(["-m", "pip", "install", "--only-binary=:all:", "--no-cache-dir"]).env("TMPDIR", dir);
             pip.arg("--disable-pip-version-check");
             sh(pip.args(self.requirements).stdout(quiet()))?;
+            if let Some(other) = self.beside {
+                let site = "import sysconfig; print(sysconfig.get_path('purelib'))";
+                let found = Command::new(other.python()?).args(["-c", site]).output()?;
+                let path = "import sys, sysconfig; open(sysconfig.get_path('purelib') + '/beside.pth', 'w').write(sys.argv[1])";
+                let found = String::from_utf8_lossy(&found.stdout);
+                sh(Command::new(bin(dir)).args(["-c", path, found.trim()]))?;
+            }
             sh(Command::new(bin(dir)).args(["-c", &format!("import {}", self.imports)]))?;
             std::fs::write(dir.join("complete"), "")?;
             Ok(())

@@ -1,122 +1,79 @@
-//! ResNet-18 on MNIST: `cargo run --release -p mnist_resnet -- --help`.
-#![allow(clippy::print_stdout)]
+//! ResNet-18 on MNIST: `cargo run --release -p mnist_resnet -- train configs/mnist.ron`.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
-use clap::Parser;
-use indicatif::{ProgressBar, ProgressStyle};
 use mnist_resnet::{Images, Mnist, resnet18};
-use regatta_torch::optim::{Adam, Optimizer};
-use regatta_torch::schedule::{Schedule, Scheduler};
-use regatta_torch::{amp, cuda, rng, threads};
-use tch::nn::{ModuleT, VarStore};
-use tch::{Device, Kind, Tensor};
+use regatta::prelude::*;
 
-/// Trains ResNet-18 on MNIST and prints its accuracy on images it has not seen.
-#[derive(Parser)]
-struct Args {
-    /// A folder with the full set as IDX files; without it, the 10,000 images that come with the example
-    #[arg(long)]
+/// What a file sets under `config`, and the command line with `lr=0.01`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Config {
+    /// A folder with the full set as IDX files; without it, the 10,000 images that come with the example.
     data: Option<PathBuf>,
-    #[arg(long, default_value_t = 3)]
-    epochs: i64,
-    #[arg(long, default_value_t = 64)]
-    batch_size: i64,
-    /// The highest learning rate of the one-cycle schedule
-    #[arg(long, default_value_t = 4e-3)]
+    epochs: u64,
+    /// Images of a worker's batch.
+    batch_size: usize,
+    /// The highest learning rate of the one-cycle schedule.
     lr: f64,
-    #[arg(long, default_value_t = 42)]
-    seed: u64,
-    /// Threads of one operation; 0 is one a core
-    #[arg(long, default_value_t = 0)]
-    threads: usize,
-    /// Compute in bfloat16 where that is safe
-    #[arg(long)]
+    /// Compute in bfloat16 where that is safe.
     bf16: bool,
 }
 
-fn main() -> ExitCode {
-    match train(&Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
+impl Default for Config {
+    fn default() -> Self {
+        Config { data: None, epochs: 3, batch_size: 64, lr: 4e-3, bf16: false }
     }
 }
 
-fn train(args: &Args) -> Result<()> {
-    ensure!(args.epochs > 0 && args.batch_size > 0, "--epochs and --batch-size must be at least 1");
-    let device = if cuda::load().is_ok() { Device::cuda_if_available() } else { Device::Cpu };
-    threads::flush_denormals(true)?;
-    rng::seed_everything(args.seed)?;
-    if args.threads > 0 {
-        threads::set(args.threads)?;
-    }
-    let mnist = match &args.data {
-        Some(folder) => Mnist::load(folder).context("--data")?,
+#[regatta::trainable]
+fn resnet(ctx: &mut TrainContext, cfg: Config) -> Result<f64> {
+    let device = ctx.device();
+    threads::flush_denormals(true)?; // an optimiser's moments fade to numbers that processors are slow at
+    let mnist = match &cfg.data {
+        Some(folder) => Mnist::load(folder)?,
         None => Mnist::shipped()?,
     };
-    let (train, test) = (mnist.train.to_device(device), mnist.test.to_device(device));
-    let batches = train.len() / args.batch_size;
-    ensure!(batches > 0, "--batch-size {} is larger than the {} images", args.batch_size, train.len());
-
-    let vs = VarStore::new(device);
+    let vs = nn::VarStore::new(device);
     let net = resnet18(&vs.root(), 10);
-    let mut optimizer = Adam::new(&vs, args.lr);
-    let mut schedule = Scheduler::new(Schedule::one_cycle((args.epochs * batches) as u64), &mut optimizer)?;
-
-    println!("{} images to train on, {} held back, {device:?}, seed {}", train.len(), test.len(), args.seed);
-    let started = Instant::now();
-    for epoch in 1..=args.epochs {
-        let order = Tensor::randperm(train.len(), (Kind::Int64, Device::Cpu)).to_device(device);
-        let bar = progress(epoch, args.epochs, batches);
-        let total = Tensor::zeros([], (Kind::Float, device));
-        for batch in 0..batches {
-            let (x, y) = train.select(&order.narrow(0, batch * args.batch_size, args.batch_size));
-            let loss = {
-                let _autocast = args.bf16.then(|| amp::autocast(device, Kind::BFloat16)).transpose()?;
+    let model = ctx.data_parallel(&vs)?; // broadcasts, buckets, overlaps; for one worker it does nothing
+    let mut data = ctx.loader(mnist.train.dataset()?, cfg.batch_size)?; // sharded, shuffled by seed, position saved
+    let steps = cfg.epochs * data.len_batches().unwrap_or(1);
+    let mut opt = Adam::new(&vs, cfg.lr);
+    let mut schedule = Scheduler::new(Schedule::one_cycle(steps), &mut opt)?;
+    let mut state = ctx.state().model(&vs).optimizer(&opt).schedule(&schedule).data(&data); // all that a resume needs
+    ctx.restore(&mut state)?;
+    let mut best = 0.0;
+    for epoch in state.epochs(cfg.epochs) {
+        let mut loss = Tensor::zeros([], (Kind::Float, device));
+        for batch in data.epoch(epoch) {
+            let (x, y) = batch?;
+            loss = {
+                let _autocast = cfg.bf16.then(|| amp::autocast(device, Kind::BFloat16)).transpose()?;
                 net.forward_t(&x, true).cross_entropy_for_logits(&y)
             };
-            optimizer.zero_grad()?;
-            regatta_torch::backward(&loss)?;
-            optimizer.step()?;
-            schedule.step(&mut optimizer)?;
-            let _ = total.shallow_clone().g_add_(&loss.detach());
-            bar.inc(1);
+            opt.zero_grad()?;
+            model.backward(&loss)?; // gradients are averaged while backward still runs
+            opt.step()?;
+            schedule.step(&mut opt)?;
+            ctx.step(&state)?; // may save, and may end the loop
         }
-        bar.finish_and_clear();
-        let (loss, accuracy) =
-            (f64::try_from(total / batches as f64)?, accuracy(&net, &test, args.batch_size));
-        println!("epoch {epoch}/{}  loss {loss:.6}  accuracy {accuracy:.4}", args.epochs);
+        let accuracy = accuracy(&net, &mnist.test, ctx);
+        ctx.report(metrics! { epoch, loss: mean(f64::try_from(&loss)?), accuracy: mean(accuracy) })
+            .checkpoint(&state)?;
+        best = accuracy.max(best);
     }
-    let seconds = started.elapsed().as_secs_f64();
-    eprintln!("{seconds:.1} s, {:.0} images a second", (args.epochs * train.len()) as f64 / seconds);
-    Ok(())
+    Ok(best)
 }
 
-/// The share of images that the network names rightly.
-fn accuracy(net: &impl ModuleT, images: &Images, batch_size: i64) -> f64 {
-    tch::no_grad(|| {
-        let right: i64 = (0..images.len())
-            .step_by(batch_size as usize)
-            .map(|from| {
-                let len = batch_size.min(images.len() - from);
-                let guess = net.forward_t(&images.images.narrow(0, from, len), false).argmax(1, false);
-                guess.eq_tensor(&images.labels.narrow(0, from, len)).sum(Kind::Int64).int64_value(&[])
-            })
-            .sum();
-        right as f64 / images.len() as f64
-    })
+/// The share of this rank's part of the images that the network names rightly.
+fn accuracy(net: &impl nn::ModuleT, images: &Images, ctx: &TrainContext) -> f64 {
+    let each = images.len() / ctx.world_size() as i64;
+    let mine = images.narrow(each * ctx.rank() as i64, each).to_device(ctx.device());
+    tch::no_grad(|| net.forward_t(&mine.images, false).accuracy_for_logits(&mine.labels)).double_value(&[])
 }
 
-fn progress(epoch: i64, epochs: i64, batches: i64) -> ProgressBar {
-    let style =
-        ProgressStyle::with_template("{msg} {bar:30} {percent:>3}%  {pos}/{len} batches  {per_sec}  {eta}");
-    ProgressBar::new(batches as u64)
-        .with_style(style.expect("a valid template"))
-        .with_message(format!("epoch {epoch}/{epochs}"))
+fn main() -> ExitCode {
+    regatta::main()
 }

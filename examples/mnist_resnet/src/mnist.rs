@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use flate2::read::GzDecoder;
+use regatta_torch::loader::TensorDataset;
 use tch::{Device, Kind, Tensor};
 
 /// Images `[n, 1, rows, columns]` in -1..1, and their labels `[n]`.
@@ -32,12 +33,18 @@ impl Images {
         (self.images.index_select(0, places), self.labels.index_select(0, places))
     }
 
+    /// The same as what a loader takes batches from.
+    pub fn dataset(&self) -> Result<TensorDataset<(Tensor, Tensor)>> {
+        Ok(TensorDataset::new((self.images.shallow_clone(), self.labels.shallow_clone()))?)
+    }
+
     /// The same on another device.
     pub fn to_device(&self, device: Device) -> Self {
         Self { images: self.images.to_device(device), labels: self.labels.to_device(device) }
     }
 
-    fn range(&self, from: i64, len: i64) -> Self {
+    /// So many of them, from a place on.
+    pub fn narrow(&self, from: i64, len: i64) -> Self {
         Self { images: self.images.narrow(0, from, len), labels: self.labels.narrow(0, from, len) }
     }
 }
@@ -60,7 +67,7 @@ impl Mnist {
             ("the shipped images".into(), images.to_vec()),
             ("the shipped labels".into(), labels.to_vec()),
         )?;
-        Ok(Self { train: all.range(0, 9_000), test: all.range(9_000, 1_000) })
+        Ok(Self { train: all.narrow(0, 9_000), test: all.narrow(9_000, 1_000) })
     }
 
     /// The full set in a folder of the user's: `train-` and `t10k-` files, each plain or `.gz`.

@@ -61,7 +61,7 @@ impl Net {
             let grad = p.grad();
             if grad.defined() {
                 all.push(read(&grad));
-                tch::no_grad(|| p.shallow_clone().f_sub_(&(grad * 0.1)).unwrap());
+                let _ = tch::no_grad(|| p.shallow_clone().f_sub_(&(grad * 0.1)).unwrap());
             } else {
                 all.push(Vec::new());
             }
@@ -85,7 +85,9 @@ fn by_the_oracle(world: usize, find_unused: bool, uses: Uses) -> Vec<History> {
         let reducer = Reducer::new(&hub, rank, world, &parameters, how);
         let mut history = Vec::new();
         for step in 0..STEPS {
-            parameters.iter().filter(|p| p.grad().defined()).for_each(|p| p.shallow_clone().zero_grad());
+            for grad in parameters.iter().map(Tensor::grad).filter(Tensor::defined) {
+                let _ = tch::no_grad(|| grad.shallow_clone().zero_());
+            }
             reducer.before_forward();
             let loss = net.loss(rank as i64, step, uses(rank, step));
             reducer.after_forward(&loss);
@@ -150,11 +152,13 @@ fn three_ranks_get_the_same_values_as_from_libtorchs_reducer() {
     same(&by_the_oracle(3, false, uses), &by_us(3, Unused::Refuse, uses), 1e-6);
 }
 
-/// The branch is used by both ranks, by one, by the other, in turn; never by none, where the two differ on purpose: libtorch's keeps
-/// the gradient of an earlier step, ours lets go of it.
+/// One rank never uses the branch, and counts with zero. (A set that changes from pass to pass cannot be shown here: libtorch's reducer then
+/// tells its logger, without asking whether it has one.)
 #[test]
 fn unused_parameters_count_as_in_libtorchs_reducer() {
     tch::set_num_threads(1);
-    let uses: Uses = |rank, step| step % 3 == 0 || (step + rank as i64) % 2 == 0;
-    same(&by_the_oracle(2, true, uses), &by_us(2, Unused::Find, uses), 0.0);
+    let uses: Uses = |rank, _| rank == 0;
+    let theirs = by_the_oracle(2, true, uses);
+    same(&theirs, &by_us(2, Unused::Find, uses), 0.0);
+    same(&theirs, &by_us(2, Unused::Static, uses), 0.0);
 }

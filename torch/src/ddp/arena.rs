@@ -1,7 +1,7 @@
 //! Memory of the group, laid out by a plan, with a tensor over every part.
 
 use regatta_comm::{Bucket as Memory, Call, DType, ProcessGroup, ReduceOp};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::plan::{Caps, Plan, Size};
 use crate::error::{Error, Result};
@@ -85,13 +85,16 @@ impl Spec {
     }
 }
 
-/// Tensors in the group's memory.
+/// Tensors in the group's memory; or on a device, with as much of the group's memory beside them.
 #[derive(Debug)]
 pub(super) struct Arena {
     pub(super) memory: Memory,
+    device: Device,
     pub(super) plan: Plan,
     specs: Vec<Spec>,
-    /// One over each bucket.
+    /// One over each bucket of the group's memory.
+    host: Vec<Tensor>,
+    /// One over each bucket where the tensors are: the same on the CPU.
     flats: Vec<Tensor>,
     /// One for each tensor of the plan, with its shape and strides.
     views: Vec<Option<Tensor>>,
@@ -100,10 +103,22 @@ pub(super) struct Arena {
 impl Arena {
     /// All ranks together, with the same specifications in the same order.
     pub(super) fn new(group: &ProcessGroup, specs: Vec<Spec>, order: &[usize], caps: Caps) -> Result<Arena> {
+        Arena::on(Device::Cpu, group, specs, order, caps)
+    }
+
+    /// The same with the tensors on a device.
+    pub(super) fn on(
+        device: Device,
+        group: &ProcessGroup,
+        specs: Vec<Spec>,
+        order: &[usize],
+        caps: Caps,
+    ) -> Result<Arena> {
         let sizes: Vec<_> = specs.iter().map(Spec::size).collect();
         let memory = group.alloc_bucket(Plan::arena(&sizes).max(1))?;
         let plan = Plan::new(&sizes, &[], caps);
-        let mut arena = Arena { memory, plan, specs, flats: Vec::new(), views: Vec::new() };
+        let mut arena =
+            Arena { memory, device, plan, specs, host: Vec::new(), flats: Vec::new(), views: Vec::new() };
         arena.arrange(order, caps)?;
         Ok(arena)
     }
@@ -113,15 +128,24 @@ impl Arena {
         let sizes: Vec<_> = self.specs.iter().map(Spec::size).collect();
         self.memory.as_mut_slice::<u8>().fill(0);
         self.plan = Plan::new(&sizes, order, caps);
-        self.flats = (self.plan.buckets.iter())
+        self.host = (self.plan.buckets.iter())
             .map(|b| bucket_tensor(&self.memory, b.bytes.start, b.bytes.len(), kind_of(b.dtype)))
             .collect::<Result<_>>()?;
+        self.flats = match self.device {
+            Device::Cpu => self.host.iter().map(Tensor::shallow_clone).collect(),
+            device => self.host.iter().map(|h| h.f_zeros_like()?.f_to(device)).collect::<Result<_, _>>()?,
+        };
         self.views = (0..self.specs.len()).map(|tensor| self.make_view(tensor)).collect::<Result<_>>()?;
         Ok(())
     }
 
     fn make_view(&self, tensor: usize) -> Result<Option<Tensor>> {
         let (Some(slot), spec) = (self.plan.slots[tensor], &self.specs[tensor]) else { return Ok(None) };
+        if self.device != Device::Cpu {
+            let offset = slot.offset / spec.kind.elt_size_in_bytes();
+            let flat = &self.flats[slot.bucket];
+            return Ok(Some(flat.f_as_strided(&spec.shape, &spec.strides, offset as i64)?));
+        }
         let start = self.plan.buckets[slot.bucket].bytes.start + slot.offset;
         let flat = bucket_tensor(&self.memory, start, spec.bytes(), spec.kind)?;
         Ok(Some(flat.f_as_strided(&spec.shape, &spec.strides, 0)?))
@@ -130,6 +154,11 @@ impl Arena {
     /// The tensor over a whole bucket.
     pub(super) fn flat(&self, bucket: usize) -> &Tensor {
         &self.flats[bucket]
+    }
+
+    /// The tensor over a whole bucket of the group's memory.
+    pub(super) fn host(&self, bucket: usize) -> &Tensor {
+        &self.host[bucket]
     }
 
     /// The tensor in its place; an error if the plan leaves it out.

@@ -42,6 +42,7 @@ mod agree;
 mod arena;
 mod buffers;
 mod config;
+mod gpu;
 mod plan;
 mod power;
 mod present;
@@ -52,8 +53,10 @@ mod way;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use regatta_comm::ProcessGroup;
+use regatta_comm::nccl::DeviceGroup;
 use tch::Tensor;
 use tch::nn::VarStore;
 
@@ -99,7 +102,28 @@ struct Many {
 
 impl DataParallel {
     /// All ranks together. Checks that they have the same model, and gives them rank 0's values.
+    ///
+    /// Gradients on a CUDA device go through pinned memory: use [`with_nccl`](DataParallel::with_nccl) where every rank has a GPU.
     pub fn new(vs: &VarStore, group: ProcessGroup, config: DataParallelConfig) -> Result<DataParallel> {
+        DataParallel::build(vs, group, config, None)
+    }
+
+    /// The same for parameters on CUDA devices, whose gradients go through NCCL. `group` is of the same ranks, and carries everything else.
+    pub fn with_nccl(
+        vs: &VarStore,
+        group: ProcessGroup,
+        nccl: DeviceGroup,
+        config: DataParallelConfig,
+    ) -> Result<DataParallel> {
+        DataParallel::build(vs, group, config, Some(nccl))
+    }
+
+    fn build(
+        vs: &VarStore,
+        group: ProcessGroup,
+        config: DataParallelConfig,
+        nccl: Option<DeviceGroup>,
+    ) -> Result<DataParallel> {
         let all = params::parameters(vs);
         let buffers = params::buffers(vs);
         let parameters: Vec<Parameter> = (all.iter())
@@ -108,7 +132,16 @@ impl DataParallel {
             .collect();
         let many = match group.world_size() {
             1 => None,
-            _ => Some(Many::new(&group, &config, &all, &buffers, &parameters)?),
+            _ => {
+                let many = Many::new(&group, &config, &all, &buffers, &parameters, nccl);
+                // What a difference between models is, all know; what else fails here may be this rank's own.
+                many.inspect_err(|error| {
+                    if !all_know(error) {
+                        group.abort(&format!("it could not set up data parallelism: {error}"));
+                    }
+                })
+                .map(Some)?
+            }
         };
         let shared = |_: &Parameter| config.buffers != Buffers::Leave;
         let replicated = all.into_iter().chain(buffers.into_iter().filter(shared)).collect();
@@ -281,11 +314,7 @@ impl DataParallel {
     fn settle<T>(&self, outcome: Result<T>) -> Result<T> {
         let (Err(error), Some(many)) = (&outcome, &self.many) else { return outcome };
         many.lock().give_up();
-        let all_know = matches!(
-            error,
-            Error::NotFinite { .. } | Error::Unused { .. } | Error::Replica { .. } | Error::Group(_)
-        );
-        if !all_know {
+        if !all_know(error) {
             self.group.abort(&format!("its backward pass failed: {error}"));
         }
         outcome
@@ -299,6 +328,7 @@ impl Many {
         all: &[Parameter],
         buffers: &[Parameter],
         parameters: &[Parameter],
+        nccl: Option<DeviceGroup>,
     ) -> Result<Many> {
         let role =
             |tensor: &Tensor| if tensor.requires_grad() { "a parameter," } else { "a frozen parameter," };
@@ -316,6 +346,9 @@ impl Many {
                         tensor.stride()
                     )
                 }
+                Some(_) if tensor.device() != parameters[0].1.device() => {
+                    format!("{name} is on {:?}, others on {:?}", tensor.device(), parameters[0].1.device())
+                }
                 Some(_) => continue,
             };
             return Err(Error::Argument { what: "DataParallel", why });
@@ -328,12 +361,9 @@ impl Many {
         buffers::copy_from(group, &first, 0)?;
         let synced = Synced::new(group, &detached(buffers))?;
         let owned = parameters.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
-        let reducer = Arc::new(Mutex::new(Reducer::new(group.clone(), config.clone(), owned)?));
+        let reducer = Arc::new(Mutex::new(Reducer::new(group.clone(), config.clone(), owned, nccl)?));
         let hooks = (parameters.iter().enumerate())
-            .map(|(index, (_, tensor))| {
-                let reducer = reducer.clone();
-                GradHook::register(tensor, index, move |index| lock(&reducer).ready(index))
-            })
+            .map(|(index, (_, tensor))| register(tensor, index, &reducer, group.deadline()))
             .collect::<Result<_>>()?;
         // Nobody begins a pass before all have registered: ranks may be threads of one process.
         group.barrier()?;
@@ -345,9 +375,33 @@ impl Many {
     }
 }
 
+/// Hooks cannot be registered while a backward pass runs anywhere in the process: where ranks are threads, another group's may.
+fn register(
+    tensor: &Tensor,
+    index: usize,
+    reducer: &Arc<Mutex<Reducer>>,
+    within: Duration,
+) -> Result<GradHook> {
+    let began = Instant::now();
+    loop {
+        let reducer = reducer.clone();
+        match GradHook::register(tensor, index, move |index| lock(&reducer).ready(index)) {
+            Err(Error::Argument { .. }) if began.elapsed() < within => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
 fn lock(reducer: &Mutex<Reducer>) -> MutexGuard<'_, Reducer> {
     // After a panic inside the pass has failed, and the next begins from nothing.
     reducer.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether an error comes to all ranks by itself.
+fn all_know(error: &Error) -> bool {
+    matches!(error, Error::NotFinite { .. } | Error::Unused { .. } | Error::Replica { .. } | Error::Group(_))
 }
 
 fn value_of(loss: &Tensor) -> Result<f64> {

@@ -67,7 +67,7 @@ impl Power {
                 plain.push(parameter);
                 continue;
             }
-            let q = start(columns, rank, parameter as u64);
+            let q = start(columns, rank, parameter as u64).f_to(tensor.device())?;
             let error = Tensor::zeros([rows, columns], (Kind::Float, tensor.device()));
             matrices.push(Matrix { parameter, shape, rows, columns, q, error });
         }
@@ -110,12 +110,13 @@ impl Power {
             mean(group, &self.first, present)?;
             for (place, (matrix, input)) in self.matrices.iter().zip(&inputs).enumerate() {
                 orthonormalise(self.first.view(place)?, matrix.q.size()[1])?;
-                copy(self.second.view(place)?, &input.f_t_copy()?.f_matmul(self.first.view(place)?)?)?;
+                copy(self.second.view(place)?, &input.f_t_copy()?.f_matmul(&self.left(place)?)?)?;
             }
             mean(group, &self.second, present)?;
+            let left = (0..self.matrices.len()).map(|place| self.left(place)).collect::<Result<Vec<_>>>()?;
             for (place, (matrix, input)) in self.matrices.iter_mut().zip(inputs).enumerate() {
                 copy(&matrix.q, self.second.view(place)?)?;
-                let approximate = self.first.view(place)?.f_matmul(&matrix.q.f_t_copy()?)?;
+                let approximate = left[place].f_matmul(&matrix.q.f_t_copy()?)?;
                 if present.here {
                     matrix.error = input.f_sub(&approximate)?;
                 }
@@ -130,6 +131,11 @@ impl Power {
             }
             Ok(())
         })
+    }
+
+    /// A matrix's left factor, where the matrix is.
+    fn left(&self, place: usize) -> Result<Tensor> {
+        Ok(self.first.view(place)?.f_to(self.matrices[place].q.device())?)
     }
 
     /// The live state by name.

@@ -6,8 +6,9 @@
 
 use std::collections::VecDeque;
 
+use regatta_comm::nccl::DeviceGroup;
 use regatta_comm::{ProcessGroup, ReduceOp, Ticket};
-use tch::{Tensor, no_grad};
+use tch::{Device, Tensor, no_grad};
 
 use super::arena::{Arena, Spec};
 use super::config::{Compression, DataParallelConfig, Unused};
@@ -56,12 +57,14 @@ impl Reducer {
         group: ProcessGroup,
         config: DataParallelConfig,
         parameters: Vec<Parameter>,
+        nccl: Option<DeviceGroup>,
     ) -> Result<Reducer> {
+        let device = parameters.first().map_or(Device::Cpu, |(_, tensor)| tensor.device());
         let specs: Vec<_> = parameters.iter().map(|(_, tensor)| Spec::like(tensor)).collect();
         // Gradients come roughly in the reverse order of definition; how they really come is seen in the first pass.
         let order: Vec<_> = (0..parameters.len()).rev().collect();
-        let arena = Arena::new(&group, specs, &order, caps(&config))?;
-        let way = Way::new(&group, config.compression, &arena)?;
+        let arena = Arena::on(device, &group, specs, &order, caps(&config))?;
+        let way = Way::new(&group, config.compression, &arena, device, nccl)?;
         let power = match config.compression {
             Compression::PowerSgd(how) => Some(Power::new(&group, how, &parameters)?),
             _ => None,
@@ -123,6 +126,7 @@ impl Reducer {
         }
         self.tally.reset();
         self.flights.clear();
+        self.way.clear();
         self.finite = true;
         self.surprise = None;
         self.running = Some(present);
@@ -181,8 +185,9 @@ impl Reducer {
             return Ok(());
         }
         for bucket in complete {
-            let ticket = self.way.launch(&self.group, &self.arena, bucket)?;
-            self.flights.push_back((bucket, ticket));
+            if let Some(ticket) = self.way.launch(&self.group, &self.arena, bucket)? {
+                self.flights.push_back((bucket, ticket));
+            }
         }
         while let Some(&(bucket, ticket)) = self.flights.front() {
             if !self.group.poll(ticket)? {
@@ -220,6 +225,9 @@ impl Reducer {
         let unreached = self.fill_in()?;
         while let Some((bucket, ticket)) = self.flights.pop_front() {
             self.group.wait(ticket)?;
+            self.land(bucket)?;
+        }
+        for bucket in self.way.finish(&self.group, &self.arena)? {
             self.land(bucket)?;
         }
         if self.compressing()

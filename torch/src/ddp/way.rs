@@ -1,11 +1,13 @@
-//! How a bucket's gradients become their mean: as they are, or narrower.
+//! How a bucket's gradients become their mean: as they are, narrower, or from a GPU.
 
+use regatta_comm::nccl::DeviceGroup;
 use regatta_comm::{Bucket as Memory, DType, ProcessGroup, ReduceOp, Ticket};
-use tch::{Kind, Tensor, no_grad};
+use tch::{Device, Kind, Tensor, no_grad};
 
 use super::arena::Arena;
 use super::config::Compression;
-use crate::error::Result;
+use super::gpu::Gpu;
+use crate::error::{Error, Result};
 use crate::result::ddp::bucket_tensor;
 
 /// Moves buckets; what is launched is landed once its ticket is finished.
@@ -15,11 +17,28 @@ pub(super) enum Way {
     Exact,
     /// 32-bit buckets by way of 16-bit ones.
     Narrow(Narrow),
+    /// On a CUDA device.
+    Gpu(Gpu),
 }
 
 impl Way {
     /// All ranks together.
-    pub(super) fn new(group: &ProcessGroup, how: Compression, arena: &Arena) -> Result<Way> {
+    pub(super) fn new(
+        group: &ProcessGroup,
+        how: Compression,
+        arena: &Arena,
+        device: Device,
+        nccl: Option<DeviceGroup>,
+    ) -> Result<Way> {
+        if device != Device::Cpu {
+            return match how {
+                Compression::Exact | Compression::PowerSgd(_) => Ok(Way::Gpu(Gpu::new(device, nccl, arena)?)),
+                other => Err(Error::NotAvailable {
+                    what: "sixteen-bit compression of gradients on a GPU",
+                    why: format!("{other:?} works on the CPU only; keep the parameters in 16 bits instead"),
+                }),
+            };
+        }
         let (kind, dtype) = match how {
             Compression::Bf16 => (Kind::BFloat16, DType::BF16),
             Compression::F16 => (Kind::Half, DType::F16),
@@ -36,14 +55,38 @@ impl Way {
         match self {
             Way::Exact => Ok(()),
             Way::Narrow(narrow) => narrow.arrange(arena),
+            Way::Gpu(gpu) => gpu.arrange(arena),
         }
     }
 
-    /// Starts a bucket.
-    pub(super) fn launch(&mut self, group: &ProcessGroup, arena: &Arena, bucket: usize) -> Result<Ticket> {
+    /// Starts a bucket. Without a ticket it lands with [`Way::finish`].
+    pub(super) fn launch(
+        &mut self,
+        group: &ProcessGroup,
+        arena: &Arena,
+        bucket: usize,
+    ) -> Result<Option<Ticket>> {
         match self {
-            Way::Narrow(narrow) if narrow.flats[bucket].is_some() => narrow.launch(group, arena, bucket),
-            _ => Ok(group.submit(arena.call(group, bucket, ReduceOp::Mean)?)?),
+            Way::Narrow(narrow) if narrow.flats[bucket].is_some() => {
+                narrow.launch(group, arena, bucket).map(Some)
+            }
+            Way::Gpu(gpu) => gpu.launch(arena, bucket).map(|()| None),
+            _ => Ok(Some(group.submit(arena.call(group, bucket, ReduceOp::Mean)?)?)),
+        }
+    }
+
+    /// Brings what has no ticket to its end; answers which buckets those were.
+    pub(super) fn finish(&mut self, group: &ProcessGroup, arena: &Arena) -> Result<Vec<usize>> {
+        match self {
+            Way::Gpu(gpu) => gpu.finish(group, arena),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// Forgets what is under way.
+    pub(super) fn clear(&mut self) {
+        if let Way::Gpu(gpu) = self {
+            gpu.clear();
         }
     }
 

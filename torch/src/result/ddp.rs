@@ -3,12 +3,14 @@
 use std::any::Any;
 use std::sync::Arc;
 
+use regatta_comm::nccl::{self, DataType, DeviceSliceMut};
 use regatta_comm::{Bucket, Region};
 use tch::{Kind, Tensor};
 use torch_sys::C_tensor;
 
 use super::{check, foreign};
-use crate::error::Result;
+use crate::cuda::Stream;
+use crate::error::{Error, Result};
 use crate::sys;
 
 /// A part of a bucket, kept mapped for as long as a tensor lies in it.
@@ -50,6 +52,38 @@ pub(crate) fn grad_into(parameter: &Tensor, view: &Tensor) -> Result<bool> {
     let message = unsafe { sys::rg_grad_into(parameter.as_ptr(), view.as_ptr(), &mut had) };
     check("moving a gradient into its bucket", message)?;
     Ok(had)
+}
+
+/// Queues a copy between a device and pinned memory in the current stream. The caller keeps both until it is done.
+pub(crate) fn copy_async(to: &Tensor, from: &Tensor) -> Result<()> {
+    // SAFETY: both tensors are alive; libtorch keeps pinned memory of its own from being reused before the copy is done.
+    check("queueing a copy", unsafe { sys::rg_copy_async(to.as_ptr(), from.as_ptr()) })
+}
+
+/// A contiguous device tensor as NCCL takes it. The caller keeps it until the stream has passed.
+pub(crate) fn device_slice(tensor: &Tensor) -> Result<DeviceSliceMut> {
+    let dtype = match tensor.kind() {
+        Kind::Float => DataType::F32,
+        Kind::Double => DataType::F64,
+        Kind::Half => DataType::F16,
+        Kind::BFloat16 => DataType::Bf16,
+        other => {
+            return Err(Error::Argument { what: "NCCL", why: format!("{other:?} cannot be averaged") });
+        }
+    };
+    if !tensor.device().is_cuda() || !tensor.is_contiguous() {
+        let why = "a bucket must be contiguous on a CUDA device".into();
+        return Err(Error::Argument { what: "NCCL", why });
+    }
+    // SAFETY: contiguous device memory of so many elements, which the caller keeps.
+    Ok(unsafe { DeviceSliceMut::from_raw(tensor.data_ptr(), tensor.numel(), dtype) })
+}
+
+/// A stream of libtorch's, as NCCL takes it.
+pub(crate) fn nccl_stream(stream: &Stream) -> Result<nccl::Stream> {
+    let handle = stream.raw()?;
+    // SAFETY: libtorch's streams live as long as the process.
+    Ok(unsafe { nccl::Stream::from_raw(handle) })
 }
 
 /// Whether no element is infinite or not a number. Waits for a GPU.

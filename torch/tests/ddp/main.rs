@@ -7,6 +7,8 @@ mod gradients;
 mod training;
 mod uneven;
 
+use std::sync::{Mutex, PoisonError};
+
 use regatta_comm::{ProcessGroup, thread};
 use regatta_torch::ddp::{DataParallel, DataParallelConfig};
 use regatta_torch::{Error, Result};
@@ -78,8 +80,11 @@ pub(crate) fn config() -> DataParallelConfig {
     DataParallelConfig { first_bucket_bytes: 256, bucket_bytes: 2048, ..Default::default() }
 }
 
-/// Runs ranks as threads, with one thread of libtorch's each.
+/// Runs ranks as threads, with one thread of libtorch's each. Tests that meet in one process take turns: hooks of the tests' own cannot be
+/// registered while another runs a backward pass.
 pub(crate) fn ranks<R: Send>(world: usize, body: impl Fn(ProcessGroup) -> R + Sync) -> Vec<R> {
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     regatta_torch::threads::set(1).unwrap();
     thread::run(world, body)
 }

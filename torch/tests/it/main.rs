@@ -3,6 +3,7 @@
 mod amp;
 mod autograd;
 mod cuda;
+mod loader;
 mod memory;
 mod optim;
 mod resume;

@@ -1,125 +1,17 @@
 //! The loader: a dataset, split over the ranks, read ahead, handed to the training loop a batch at a time.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-
+use super::config::{LoaderConfig, Shard};
 use super::dataset::Dataset;
-use super::error::{Error, Result, SampleError};
-use super::order::{Order, OrderKind};
+use super::error::{Error, Result};
+use super::order::OrderKind;
 use super::pool::{self, Made, Pool, Produce};
 use super::position::{BatchWeight, Cursor, Position};
 use super::sampler::{Mode, Sampler};
-use super::stream::{Reader, Split, Stream};
-
-/// How a [`Loader`] reads.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct LoaderConfig {
-    /// Samples in a batch of one rank. Give this or `global_batch_size`.
-    pub batch_size: Option<usize>,
-    /// Samples in the batches of all ranks together, the same however many ranks there are; each gets its part of them.
-    pub global_batch_size: Option<usize>,
-    /// Whether each epoch has an order of its own, drawn from the run's seed. Streams keep theirs.
-    pub shuffle: bool,
-    /// What happens to samples that do not fill a last batch.
-    pub mode: Mode,
-    /// Threads that make batches. With 0 the training loop makes them itself, when it wants them.
-    pub workers: usize,
-    /// How many batches are made before they are wanted; at least one for each worker.
-    pub prefetch: usize,
-    /// A batch that takes longer than this many seconds is an error (not with `workers` 0).
-    pub timeout_s: u64,
-}
-
-impl Default for LoaderConfig {
-    fn default() -> Self {
-        LoaderConfig {
-            batch_size: None,
-            global_batch_size: None,
-            shuffle: true,
-            mode: Mode::Exact,
-            workers: 1,
-            prefetch: 2,
-            timeout_s: 600,
-        }
-    }
-}
-
-impl LoaderConfig {
-    /// So many samples in a batch of one rank.
-    pub fn batch_size(samples: usize) -> Self {
-        LoaderConfig { batch_size: Some(samples), ..Default::default() }
-    }
-
-    /// So many samples in the batches of all ranks together.
-    pub fn global_batch_size(samples: usize) -> Self {
-        LoaderConfig { global_batch_size: Some(samples), ..Default::default() }
-    }
-
-    /// Sets [`LoaderConfig::shuffle`].
-    pub fn shuffle(mut self, shuffle: bool) -> Self {
-        self.shuffle = shuffle;
-        self
-    }
-
-    /// Sets [`LoaderConfig::mode`].
-    pub fn mode(mut self, mode: Mode) -> Self {
-        self.mode = mode;
-        self
-    }
-
-    /// Sets [`LoaderConfig::workers`].
-    pub fn workers(mut self, workers: usize) -> Self {
-        self.workers = workers;
-        self
-    }
-
-    /// Sets [`LoaderConfig::prefetch`].
-    pub fn prefetch(mut self, batches: usize) -> Self {
-        self.prefetch = batches;
-        self
-    }
-
-    /// Sets [`LoaderConfig::timeout_s`].
-    pub fn timeout_s(mut self, seconds: u64) -> Self {
-        self.timeout_s = seconds;
-        self
-    }
-
-    /// Samples of a global step.
-    fn resolve(&self, world: u64) -> Result<u64> {
-        let fail = |what, why: &str| Err(Error::Config { what, why: why.into() });
-        match (self.batch_size, self.global_batch_size) {
-            (Some(0), _) => fail("batch_size", "a batch of 0 samples; give at least 1"),
-            (None, None) => fail("batch_size", "is missing: give it, or `global_batch_size`"),
-            (Some(_), Some(_)) => fail("batch_size", "is given beside `global_batch_size`; give one of them"),
-            (Some(each), None) => (each as u64)
-                .checked_mul(world)
-                .ok_or_else(|| Error::Config { what: "batch_size", why: format!("{each} is too large") }),
-            (None, Some(all)) => Ok(all as u64),
-        }
-    }
-}
-
-/// Whose part of the data it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Shard {
-    /// This rank.
-    pub rank: usize,
-    /// How many there are.
-    pub world: usize,
-    /// What epochs are shuffled by, the same on all ranks.
-    pub seed: u64,
-}
-
-impl Shard {
-    /// All of it.
-    pub fn whole(seed: u64) -> Self {
-        Shard { rank: 0, world: 1, seed }
-    }
-}
+use super::source::{Indexed, Source, Streamed};
+use super::stream::{Split, Stream};
 
 /// Hands the batches of one rank to its training loop. The crate's [`data`](super) documentation has an example.
 pub struct Loader<B> {
@@ -315,7 +207,7 @@ impl<B: Send + 'static> Iterator for Epoch<'_, B> {
         }
         let outcome = self.hand_out();
         if let Err(error) = &outcome {
-            self.position.fail(error);
+            self.position.fail(self.moves, error);
         }
         if !matches!(outcome, Ok(Some(_))) {
             self.feed = Feed::Ended;
@@ -329,137 +221,3 @@ impl<B: Send + 'static> Iterator for Epoch<'_, B> {
 }
 
 impl<B: Send + 'static> std::iter::FusedIterator for Epoch<'_, B> {}
-
-/// What batches are made of.
-trait Source<B>: Send + Sync {
-    fn open(&self, epoch: u64, from: u64) -> Box<dyn Produce<B>>;
-
-    /// The global steps after `from` samples, if that is known.
-    fn steps(&self, from: u64) -> Option<u64>;
-
-    /// How many threads are of use.
-    fn threads(&self) -> usize;
-}
-
-struct Indexed<D> {
-    dataset: Arc<D>,
-    sampler: Sampler,
-    shuffle: bool,
-    seed: u64,
-}
-
-impl<D: Dataset> Source<D::Batch> for Indexed<D> {
-    fn open(&self, epoch: u64, from: u64) -> Box<dyn Produce<D::Batch>> {
-        let len = self.sampler.len;
-        let order =
-            if self.shuffle { Order::shuffled(len, self.seed, epoch) } else { Order::sequential(len) };
-        Box::new(IndexedEpoch { dataset: self.dataset.clone(), sampler: self.sampler, order, epoch, from })
-    }
-
-    fn steps(&self, from: u64) -> Option<u64> {
-        Some(self.sampler.steps(from))
-    }
-
-    fn threads(&self) -> usize {
-        usize::MAX
-    }
-}
-
-struct IndexedEpoch<D> {
-    dataset: Arc<D>,
-    sampler: Sampler,
-    order: Order,
-    epoch: u64,
-    from: u64,
-}
-
-impl<D: Dataset> Produce<D::Batch> for IndexedEpoch<D> {
-    fn make(&self, step: u64) -> Result<Option<Made<D::Batch>>> {
-        let Some(share) = self.sampler.share(self.from, step) else { return Ok(None) };
-        let len = self.order.len();
-        // An index comes from the dataset's own length, a usize.
-        let indices: Vec<usize> =
-            share.positions.map(|position| self.order.at(position % len) as usize).collect();
-        let batch = self.dataset.get_batch(&indices).map_err(|source| {
-            let epoch = self.epoch;
-            let place = match source.is::<SampleError>() {
-                true => format!("epoch {epoch}"),
-                false => format!("epoch {epoch}, {}", samples(&indices)),
-            };
-            Error::Dataset { place, source }
-        })?;
-        let (samples, weight, consumed) = (indices.len() as u64, share.weight, share.consumed);
-        Ok(Some(Made { batch, samples, weight, consumed }))
-    }
-
-    fn place(&self, step: u64) -> String {
-        let share = self.sampler.share(self.from, step);
-        let positions = share.map_or(0..0, |share| share.positions);
-        let indices: Vec<usize> =
-            positions.map(|position| self.order.at(position % self.order.len()) as usize).collect();
-        format!("epoch {}, {}", self.epoch, samples(&indices))
-    }
-}
-
-/// The first few of a batch's samples.
-fn samples(indices: &[usize]) -> String {
-    const SHOWN: usize = 4;
-    let shown: Vec<_> = indices.iter().take(SHOWN).map(usize::to_string).collect();
-    match indices {
-        [one] => format!("sample {one}"),
-        _ if indices.len() <= SHOWN => format!("samples {}", shown.join(", ")),
-        _ => format!("samples {} and {} more", shown.join(", "), indices.len() - SHOWN),
-    }
-}
-
-struct Streamed<S> {
-    stream: Arc<S>,
-    split: Split,
-}
-
-impl<S: Stream> Source<S::Batch> for Streamed<S> {
-    fn open(&self, epoch: u64, from: u64) -> Box<dyn Produce<S::Batch>> {
-        let stream = self.stream.clone();
-        Box::new(StreamedEpoch { stream, split: self.split, epoch, from, reader: Mutex::new(None) })
-    }
-
-    fn steps(&self, _from: u64) -> Option<u64> {
-        None
-    }
-
-    fn threads(&self) -> usize {
-        1
-    }
-}
-
-struct StreamedEpoch<S: Stream> {
-    stream: Arc<S>,
-    split: Split,
-    epoch: u64,
-    from: u64,
-    /// Opened by the thread that reads. Never waited for: there is one reader.
-    reader: Mutex<Option<Reader<S::Item>>>,
-}
-
-impl<S: Stream> Produce<S::Batch> for StreamedEpoch<S> {
-    /// Steps are made in order, as one thread makes them.
-    fn make(&self, step: u64) -> Result<Option<Made<S::Batch>>> {
-        let failed = |source| Error::Dataset { place: self.place(step), source };
-        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
-        let reader = match &mut *reader {
-            Some(reader) => reader,
-            closed => {
-                let items = self.stream.open(self.epoch).map_err(failed)?;
-                closed.insert(Reader::new(items, self.from, self.split)?)
-            }
-        };
-        let Some(taken) = reader.next()? else { return Ok(None) };
-        let samples = taken.items.len() as u64;
-        let batch = self.stream.collate(taken.items).map_err(failed)?;
-        Ok(Some(Made { batch, samples, weight: taken.weight, consumed: taken.consumed }))
-    }
-
-    fn place(&self, step: u64) -> String {
-        format!("epoch {} of a stream, step {step} after {} items", self.epoch, self.from)
-    }
-}

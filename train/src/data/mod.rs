@@ -31,6 +31,7 @@
 //! [`Records`] is a mapped file; a [`Stream`] is what cannot be had by index. A [`BatchWeight`] makes the gradient of a smaller
 //! last batch exact.
 
+mod config;
 mod dataset;
 mod error;
 mod loader;
@@ -39,12 +40,14 @@ mod order;
 mod pool;
 mod position;
 mod sampler;
+mod source;
 mod stream;
 
 pub use crate::BoxError;
+pub use config::{LoaderConfig, Shard};
 pub use dataset::{Dataset, FromFn, Map, from_fn};
 pub use error::{Error, Result, SampleError};
-pub use loader::{Epoch, Loader, LoaderConfig, Shard};
+pub use loader::{Epoch, Loader};
 pub use mapped::Records;
 pub use order::{Order, OrderKind};
 pub use position::{BatchWeight, Cursor, Position};

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::dataset::panic_message;
 use super::error::{Error, Result};
 
-/// How long a loop that ends waits for its threads, which may be in the middle of a batch.
+/// The longest time that the end of a loop takes if its threads are not known to be hung.
 const FAREWELL: Duration = Duration::from_secs(5);
 
 /// A batch with what goes with it.
@@ -41,6 +41,8 @@ pub(super) fn make<B>(produce: &dyn Produce<B>, step: u64) -> Result<Option<Made
 pub(super) struct Pool<B> {
     shared: Arc<Shared<B>>,
     threads: Vec<JoinHandle<()>>,
+    /// How long the end waits for threads that are in the middle of a batch.
+    farewell: Duration,
 }
 
 struct Shared<B> {
@@ -74,11 +76,11 @@ impl<B: Send + 'static> Pool<B> {
             made: Condvar::new(),
             taken: Condvar::new(),
         });
-        let mut pool = Pool { shared, threads: Vec::with_capacity(threads) };
+        let mut pool = Pool { shared, threads: Vec::with_capacity(threads), farewell: FAREWELL };
         for number in 0..threads {
             let shared = pool.shared.clone();
             pool.shared.lock().running += 1;
-            match thread::Builder::new().name(format!("data-{number}")).spawn(move || shared.work()) {
+            match thread::Builder::new().name(format!("regatta-data-{number}")).spawn(move || shared.work()) {
                 Ok(thread) => pool.threads.push(thread),
                 Err(error) => {
                     pool.shared.lock().running -= 1;
@@ -94,16 +96,19 @@ impl<B: Send + 'static> Pool<B> {
         let begin = Instant::now();
         let mut state = self.shared.lock();
         loop {
-            if matches!(state.slots.front(), Some(Some(_))) {
-                let outcome = state.slots.pop_front().flatten();
+            if let Some(outcome) = state.slots.front_mut().and_then(Option::take) {
+                state.slots.pop_front();
                 state.next += 1;
                 drop(state);
                 self.shared.taken.notify_one();
-                return outcome.unwrap_or(Ok(None));
+                return outcome;
             }
             let waited = begin.elapsed();
             let Some(left) = timeout.checked_sub(waited) else {
-                return Err(Error::Timeout { place: self.shared.produce.place(state.next), waited });
+                let step = state.next;
+                drop(state);
+                self.farewell = Duration::ZERO;
+                return Err(Error::Timeout { place: self.shared.produce.place(step), waited });
             };
             state = self.shared.made.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -151,10 +156,10 @@ impl<B> Drop for Pool<B> {
         state.closed = true;
         self.shared.taken.notify_all();
         while state.running > 0 {
-            let Some(left) = FAREWELL.checked_sub(begin.elapsed()) else {
+            let Some(left) = self.farewell.checked_sub(begin.elapsed()) else {
                 tracing::error!(
                     threads = state.running,
-                    "the dataset has not come back within {FAREWELL:?}; its threads are left to themselves"
+                    "the dataset has not come back; the threads that wait for it are left behind"
                 );
                 return;
             };

@@ -193,10 +193,11 @@ impl Position {
         Ok(())
     }
 
-    pub(super) fn fail(&self, error: &Error) {
+    pub(super) fn fail(&self, moves: u64, error: &Error) {
+        let mut now = self.now();
         // A position that was set anew is good, even though the loop is not.
-        if !matches!(error, Error::Moved) {
-            self.now().failure = Some(error.to_string());
+        if now.moves == moves {
+            now.failure = Some(error.to_string());
         }
     }
 

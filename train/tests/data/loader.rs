@@ -252,6 +252,7 @@ fn it_reads_ahead_as_far_as_it_may_and_no_further() {
     drop(epoch);
 }
 
+#[cfg(target_os = "linux")]
 #[test]
 fn leaving_the_loop_ends_the_threads() {
     let living = Arc::new(AtomicUsize::new(0));
@@ -272,18 +273,20 @@ fn leaving_the_loop_ends_the_threads() {
         let names = std::fs::read_dir("/proc/self/task")
             .unwrap()
             .filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).ok());
-        names.filter(|name| name.starts_with("data-")).count()
+        names.filter(|name| name.starts_with("regatta-data")).count()
     };
     let mut epoch = loader.epoch(0);
     epoch.next().unwrap().unwrap();
     assert!(living.load(SeqCst) > 0);
-    if cfg!(target_os = "linux") {
-        assert_eq!(threads(), 3);
-    }
+    // Others may not have begun yet.
+    assert!((1..=3).contains(&threads()));
     drop(epoch);
     assert_eq!(living.load(SeqCst), 0, "batches that were read ahead are dropped");
-    if cfg!(target_os = "linux") {
-        assert_eq!(threads(), 0);
+    // A thread that has been joined may stay listed for a moment.
+    let begin = Instant::now();
+    while threads() > 0 {
+        assert!(begin.elapsed() < Duration::from_secs(20), "{} threads outlive the loop", threads());
+        thread::yield_now();
     }
 }
 

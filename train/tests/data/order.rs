@@ -20,7 +20,7 @@ fn chi_squared_z(counts: impl IntoIterator<Item = u64>, expected: f64, freedom: 
 fn it_is_a_bijection_at_every_length() {
     let lengths = (0..200).chain([255, 256, 257, 1023, 1024, 1025, 65_535, 65_536, 65_537]);
     for len in lengths {
-        for seed in 0..4 {
+        for seed in 0..if len < 200 { 4 } else { 1 } {
             let mut all = shuffled(len, seed, 3);
             all.sort_unstable();
             assert!(all.iter().copied().eq(0..len), "{len} samples, seed {seed}");
@@ -50,13 +50,13 @@ fn it_reaches_any_position_of_more_samples_than_fit_in_memory() {
 /// Saved positions mean these orders. If this fails, runs cannot be resumed any more: give the new order a name of its own.
 #[test]
 fn orders_stay_what_they_were() {
-    assert_eq!(shuffled(10, 7, 0), PINNED_TEN);
     let far = Order::shuffled(1 << 48, 42, 3);
-    assert_eq!([0, 1, 1 << 40].map(|position| far.at(position)), PINNED_FAR);
+    let values = (shuffled(10, 7, 0), [0, 1, 1 << 40].map(|position| far.at(position)));
+    assert_eq!(
+        values,
+        (vec![7, 8, 0, 4, 6, 2, 9, 5, 1, 3], [117_120_566_702_662, 99_324_235_287_988, 55_241_674_122_488])
+    );
 }
-
-const PINNED_TEN: [u64; 10] = [0; 10];
-const PINNED_FAR: [u64; 3] = [0; 3];
 
 #[test]
 fn all_orders_of_a_few_samples_are_equally_likely() {

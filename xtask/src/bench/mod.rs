@@ -4,8 +4,11 @@
 mod checkpoint;
 mod cluster;
 mod comm;
+mod cost;
+mod resume;
 mod step;
 mod train;
+mod tune;
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -26,6 +29,12 @@ pub(crate) struct Args {
     /// Only the cases whose name contains this
     #[arg(long, default_value = "")]
     case: String,
+    /// With `tune`: how good the samplers' suggestions are, rather than what they cost
+    #[arg(long)]
+    quality: bool,
+    /// With `--quality`: over how many seeds
+    #[arg(long, default_value_t = 20)]
+    seeds: u64,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -36,10 +45,14 @@ enum Name {
     Cluster,
     /// All-reduce between processes of this host, against gloo and OpenMPI
     Comm,
+    /// The last weights of a training that was interrupted, against those of one that was not
+    Resume,
     /// A training step in one process, against PyTorch and tch
     Step,
     /// Two workers in step, against PyTorch's DDP and twice one worker
     Train,
+    /// A suggestion of TPE and of a Gaussian process, against Optuna's
+    Tune,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -50,8 +63,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Name::Checkpoint => checkpoint::run(args),
         Name::Cluster => cluster::run(),
         Name::Comm => comm::run(args),
+        Name::Resume => resume::run(args),
         Name::Step => step::run(args),
-        Name::Train => train::run(args),
+        Name::Train => train::run(args).and_then(|()| cost::run(args)),
+        Name::Tune if args.quality => tune::quality(args, args.seeds.max(1)),
+        Name::Tune => tune::run(args),
     }
 }
 

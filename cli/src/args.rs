@@ -1,0 +1,177 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::runs::ROOT;
+use crate::term::Mode;
+
+/// Distributed training: runs that survive.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = false, arg_required_else_help = true, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    /// Print JSON in place of text
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Train what an experiment file says
+    Train(Train),
+    /// Go on with a run that was stopped, failed or lost its controller
+    Resume(Resume),
+    /// Run a program N times with torchrun's environment
+    Launch(Launch),
+    /// List runs
+    Ls(Ls),
+    /// Show a run: metrics, checkpoints, attempts, why it failed
+    Show(Show),
+    /// Print what a run's ranks wrote
+    Logs(Logs),
+    /// Look at checkpoints, check them, export them and clean up
+    #[command(subcommand)]
+    Ckpt(regatta_checkpoint::cli::Command),
+    /// Check, print and explain an experiment's configuration
+    #[command(subcommand)]
+    Config(Config),
+    /// Show what this machine has, and what this program can train
+    Env,
+    /// Print a shell's completions
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// An experiment file, and what changes it.
+#[derive(Debug, Args)]
+pub(crate) struct Source {
+    /// The experiment file
+    pub(crate) file: PathBuf,
+    /// Values to set: `optim.lr=0.01`, `scaling.workers=2`
+    pub(crate) overrides: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Train {
+    #[command(flatten)]
+    pub(crate) source: Source,
+    /// The run's name; one is drawn otherwise
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// The experiment the run belongs to
+    #[arg(long)]
+    pub(crate) experiment: Option<String>,
+    /// How many workers
+    #[arg(long, short)]
+    pub(crate) workers: Option<String>,
+    /// Where runs lie: a folder or an object store's URL
+    #[arg(long)]
+    pub(crate) storage: Option<String>,
+    /// The seed
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// Print the plan and do nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Two batches through training, evaluation, saving and restoring
+    #[arg(long)]
+    pub(crate) fast_dev_run: bool,
+    #[command(flatten)]
+    pub(crate) show: Shown,
+}
+
+/// How progress is shown, on standard error.
+#[derive(Debug, Args)]
+pub(crate) struct Shown {
+    /// How progress is shown
+    #[arg(long, value_enum, default_value_t = Mode::Auto)]
+    pub(crate) progress: Mode,
+    /// Show the workers' log lines too
+    #[arg(long, short)]
+    pub(crate) verbose: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Resume {
+    /// The run: its name, the beginning of it, or its folder
+    pub(crate) run: String,
+    /// Where runs lie
+    #[arg(long, default_value = ROOT)]
+    pub(crate) root: PathBuf,
+    #[command(flatten)]
+    pub(crate) show: Shown,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Launch {
+    /// How many processes
+    #[arg(short = 'n', long = "nproc-per-node", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub(crate) processes: u16,
+    /// How often the processes are started again after one failed
+    #[arg(long, default_value_t = 0)]
+    pub(crate) max_restarts: u32,
+    /// The port at which rank 0 listens; a free one is taken otherwise
+    #[arg(long)]
+    pub(crate) master_port: Option<u16>,
+    /// How long processes get to end after SIGTERM, in seconds
+    #[arg(long, default_value_t = 30.0)]
+    pub(crate) grace: f64,
+    /// Write each rank's output to attempt_N/rank_R.log in this folder, too
+    #[arg(long)]
+    pub(crate) log_dir: Option<PathBuf>,
+    /// The program and its arguments
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+    pub(crate) program: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Ls {
+    /// Only this experiment's
+    pub(crate) experiment: Option<String>,
+    /// Where runs lie
+    #[arg(long, default_value = ROOT)]
+    pub(crate) root: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Show {
+    /// The run: its name, the beginning of it, or its folder
+    pub(crate) run: String,
+    /// Where runs lie
+    #[arg(long, default_value = ROOT)]
+    pub(crate) root: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Logs {
+    /// The run: its name, the beginning of it, or its folder
+    pub(crate) run: String,
+    /// Only this rank's
+    pub(crate) rank: Option<u32>,
+    /// Of this attempt; the last one otherwise
+    #[arg(long)]
+    pub(crate) attempt: Option<u32>,
+    /// Go on as lines are written, until the run is over
+    #[arg(long, short)]
+    pub(crate) follow: bool,
+    /// Where runs lie
+    #[arg(long, default_value = ROOT)]
+    pub(crate) root: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Config {
+    /// Check an experiment without starting anything
+    Check(Source),
+    /// Print the experiment with all values in it
+    Print(Source),
+    /// Show who set each value: default, file, environment or command line
+    Explain(Source),
+    /// Print a JSON schema of the experiment
+    Schema(Source),
+}

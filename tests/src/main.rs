@@ -1,0 +1,78 @@
+//! The program that the tests of the whole drive: a user's program without tensors. Its models are sums of numbers, so
+//! every test knows what has to come out.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use regatta_macros::trainable;
+use regatta_train::{Error, Result, Stateful, Tracked, TrainContext, metrics};
+use serde::{Deserialize, Serialize};
+
+/// What an optimiser would be.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+enum Optim {
+    Sgd { lr: f64 },
+    Adam { lr: f64, beta: f64 },
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default)]
+struct Config {
+    steps: u64,
+    /// Milliseconds of each step.
+    millis: u64,
+    optim: Optim,
+    /// Fails at this step, in the first attempt.
+    fail_at: Option<u64>,
+    /// Stays where it is.
+    tags: Vec<String>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config { steps: 20, millis: 0, optim: Optim::Sgd { lr: 0.1 }, fail_at: None, tags: Vec::new() }
+    }
+}
+
+/// Sums the steps; reports every fifth, and saves every 25th and the last.
+#[trainable(crate = regatta_train)]
+fn sums(ctx: &mut TrainContext, config: Config) -> Result<u64> {
+    let sum = Tracked::new(0u64);
+    let mut state = ctx.state().with("sum", keep(&sum));
+    ctx.restore(&mut state)?;
+    let lr = match config.optim {
+        Optim::Sgd { lr } => lr,
+        Optim::Adam { lr, beta } => lr * beta,
+    };
+    while state.step() < config.steps {
+        std::thread::sleep(Duration::from_millis(config.millis));
+        let next = state.step() + 1;
+        if ctx.attempt() == 1 && config.fail_at == Some(next) {
+            return Err(Error::other("sums", format!("told to fail at step {next}")));
+        }
+        sum.update(|sum| *sum += next);
+        ctx.step(&state)?;
+        let report = ctx.report(metrics! { loss: 1.0 / next as f64, lr });
+        match (next.is_multiple_of(5), next.is_multiple_of(25) || next == config.steps) {
+            (_, true) => report.checkpoint(&state)?,
+            (true, false) => report.send()?,
+            (false, false) => drop(report),
+        }
+    }
+    Ok(sum.get())
+}
+
+fn keep(sum: &Tracked<u64>) -> impl Stateful + 'static {
+    sum.clone()
+}
+
+/// A trainable without a configuration, and with any error that can be boxed.
+#[trainable(crate = regatta_train, name = "nothing")]
+fn takes_nothing(ctx: &mut TrainContext) -> anyhow::Result<usize> {
+    anyhow::ensure!(ctx.world_size() > 0, "there is nobody");
+    Ok(ctx.world_size())
+}
+
+fn main() -> ExitCode {
+    regatta_cli::main()
+}

@@ -1,0 +1,49 @@
+//! What can go wrong in a search, and what to do about it.
+
+/// Why a space, a configuration or a sampler was refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The search space itself is wrong: correct the declaration at this path.
+    #[error("the search space is wrong at `{path}`: {problem}")]
+    Space {
+        /// Where in the tree, its names joined by dots.
+        path: String,
+        /// What is wrong there, and what would be right.
+        problem: String,
+    },
+    /// A configuration does not fit the space or the type it is meant for: correct the value at this path.
+    #[error("the configuration does not fit at `{path}`: {problem}")]
+    Config {
+        /// Where in the tree, its names joined by dots.
+        path: String,
+        /// What is wrong there, and what would be right.
+        problem: String,
+    },
+    /// A sampler cannot work on this space or study: choose another, or change what it names.
+    #[error("the sampler {sampler} cannot go on: {problem}")]
+    Sampler {
+        /// Which sampler.
+        sampler: &'static str,
+        /// What it cannot do, and what can.
+        problem: String,
+    },
+}
+
+/// A result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    pub(crate) fn space(path: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Space { path: named(path.into()), problem: problem.into() }
+    }
+
+    pub(crate) fn config(path: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Config { path: named(path.into()), problem: problem.into() }
+    }
+}
+
+/// The root of the tree has no name of its own.
+fn named(path: String) -> String {
+    if path.is_empty() || path == "." { "(root)".into() } else { path }
+}

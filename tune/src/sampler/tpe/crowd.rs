@@ -1,0 +1,311 @@
+//! The large Parzen estimator: all the trials that are not among the best, kept up to date one trial at a time.
+//!
+//! A kernel's width depends on its neighbours alone once there are a hundred, so a trial that comes or goes changes about
+//! three widths an axis, and what is left is one pass over the columns. Everything here is a function of the trials in
+//! the crowd and their order, however they came in.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Bound::{Excluded, Unbounded};
+
+use super::lanes::{self, BLOCK, LogSum, Numbers};
+use super::parzen::{Axis, hit_or_miss, log_cell, log_norm, prior, sigma, weight};
+
+/// From so many kernels on, the narrowest width no longer depends on their number.
+const SETTLED: usize = 98;
+
+/// A trial's place: ended ones by their row, and after them the running ones by their number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Seat {
+    Row(usize),
+    Running(u64),
+}
+
+/// One axis of the ended trials.
+#[derive(Clone, Debug, Default)]
+struct Column {
+    at: Vec<f64>,
+    /// 1 / (sigma sqrt 2) of a smooth axis.
+    scale: Vec<f64>,
+    /// The kernel's log constant of a smooth axis.
+    norm: Vec<f64>,
+    /// Which of `kernels`, on an axis of cells.
+    kernel: Vec<u32>,
+    /// Present members in order.
+    order: BTreeSet<(u64, Seat)>,
+    /// The distinct (centre, sigma) of an axis of cells.
+    kernels: Vec<(f64, f64)>,
+    ids: HashMap<(u64, u64), u32>,
+}
+
+/// The crowd of one group of parameters.
+#[derive(Clone, Debug)]
+pub(super) struct Crowd {
+    axes: Vec<Axis>,
+    columns: Vec<Column>,
+    /// Whether a row counts: the best trials have rows too, and do not.
+    present: Vec<bool>,
+    /// The sum of a row's log constants, minus infinity for an absent one.
+    base: Vec<f64>,
+    running: BTreeMap<u64, Vec<f64>>,
+    count: usize,
+    dirty: BTreeSet<(usize, Seat)>,
+    settled: usize,
+}
+
+impl Crowd {
+    pub(super) fn new(axes: Vec<Axis>) -> Self {
+        let columns = vec![Column::default(); axes.len()];
+        Self {
+            axes,
+            columns,
+            present: vec![],
+            base: vec![],
+            running: BTreeMap::new(),
+            count: 0,
+            dirty: BTreeSet::new(),
+            settled: 0,
+        }
+    }
+
+    pub(super) fn axes(&self) -> &[Axis] {
+        &self.axes
+    }
+
+    /// The coordinates of a row.
+    pub(super) fn row(&self, row: usize) -> Vec<f64> {
+        self.columns.iter().map(|c| c.at[row]).collect()
+    }
+
+    /// Takes in an ended trial, absent at first, and says its row.
+    pub(super) fn push(&mut self, coordinates: &[f64]) -> usize {
+        for (column, at) in self.columns.iter_mut().zip(coordinates) {
+            column.at.push(*at);
+            column.scale.push(0.0);
+            column.norm.push(0.0);
+            column.kernel.push(0);
+        }
+        self.present.push(false);
+        self.base.push(f64::NEG_INFINITY);
+        self.present.len() - 1
+    }
+
+    /// Makes a row count, or not.
+    pub(super) fn set(&mut self, row: usize, present: bool) {
+        if std::mem::replace(&mut self.present[row], present) != present {
+            let coordinates = self.row(row);
+            self.seat(Seat::Row(row), &coordinates, present);
+            self.base[row] = f64::NEG_INFINITY;
+        }
+    }
+
+    /// Takes in a running trial.
+    pub(super) fn start(&mut self, number: u64, coordinates: Vec<f64>) {
+        self.seat(Seat::Running(number), &coordinates, true);
+        self.running.insert(number, coordinates);
+    }
+
+    /// Lets go of a running trial that ended.
+    pub(super) fn stop(&mut self, number: u64) {
+        if let Some(coordinates) = self.running.remove(&number) {
+            self.seat(Seat::Running(number), &coordinates, false);
+        }
+    }
+
+    /// The running trials.
+    pub(super) fn running(&self) -> impl Iterator<Item = u64> {
+        self.running.keys().copied()
+    }
+
+    fn seat(&mut self, seat: Seat, coordinates: &[f64], present: bool) {
+        if present {
+            self.count += 1;
+        } else {
+            self.count -= 1;
+        }
+        for (axis, at) in coordinates.iter().enumerate() {
+            if matches!(self.axes[axis], Axis::Category(_)) {
+                continue;
+            }
+            let order = &mut self.columns[axis].order;
+            let key = (sortable(*at), seat);
+            if present {
+                order.insert(key);
+                self.dirty.insert((axis, seat));
+            } else {
+                order.remove(&key);
+                self.dirty.remove(&(axis, seat));
+            }
+            let next = order.range((Excluded(key), Unbounded)).next();
+            let neighbours = [order.range(..key).next_back(), next];
+            self.dirty.extend(neighbours.into_iter().flatten().map(|(_, seat)| (axis, *seat)));
+        }
+    }
+
+    /// Brings widths up to date.
+    fn settle(&mut self) {
+        if self.count != self.settled && self.count.min(self.settled) < SETTLED {
+            for (axis, column) in self.columns.iter().enumerate() {
+                self.dirty.extend(column.order.iter().map(|(_, seat)| (axis, *seat)));
+            }
+        }
+        self.settled = self.count;
+        let mut rows: Vec<usize> = vec![];
+        for (axis, seat) in std::mem::take(&mut self.dirty) {
+            // The widths of running trials are worked out when they are needed.
+            let Seat::Row(row) = seat else { continue };
+            let at = self.columns[axis].at[row];
+            let width = self.width(axis, at, seat);
+            let column = &mut self.columns[axis];
+            match self.axes[axis] {
+                Axis::Smooth(_) => {
+                    column.scale[row] = 1.0 / (width * std::f64::consts::SQRT_2);
+                    column.norm[row] = log_norm(at, width);
+                }
+                _ => column.kernel[row] = column.intern(at, width),
+            }
+            rows.push(row);
+        }
+        rows.extend(
+            (0..self.present.len()).filter(|r| self.present[*r] && self.base[*r] == f64::NEG_INFINITY),
+        );
+        rows.sort_unstable();
+        rows.dedup();
+        for row in rows {
+            self.base[row] = self.columns.iter().map(|c| c.norm[row]).sum();
+        }
+    }
+
+    /// A kernel's width among its neighbours.
+    fn width(&self, axis: usize, at: f64, seat: Seat) -> f64 {
+        let order = &self.columns[axis].order;
+        let key = (sortable(at), seat);
+        let left = order.range(..key).next_back();
+        let right = order.range((Excluded(key), Unbounded)).next();
+        let value = |entry: Option<&(u64, Seat)>| entry.map(|(bits, _)| unsortable(*bits));
+        sigma(value(left), at, value(right), self.count)
+    }
+
+    /// The log density at some points, up to a constant.
+    pub(super) fn log_density(&mut self, points: &[Vec<f64>]) -> Vec<f64> {
+        self.settle();
+        let (rows, running) = (self.weights(), self.running_terms(points));
+        let smooth: Vec<usize> =
+            (0..self.axes.len()).filter(|a| matches!(self.axes[*a], Axis::Smooth(_))).collect();
+        let at: Vec<Vec<f64>> = points.iter().map(|p| smooth.iter().map(|a| p[*a]).collect()).collect();
+        let mut sums: Vec<LogSum> = points.iter().map(|p| LogSum::new(prior(&self.axes, p))).collect();
+        let tables = self.tables(points);
+        let mut exponents = [0.0; BLOCK];
+        for start in (0..self.present.len()).step_by(BLOCK) {
+            let end = (start + BLOCK).min(self.present.len());
+            let numbers: Vec<Numbers<'_>> = smooth
+                .iter()
+                .map(|a| &self.columns[*a])
+                .map(|c| Numbers { centre: &c.at[start..end], scale: &c.scale[start..end] })
+                .collect();
+            for (point, sum) in sums.iter_mut().enumerate() {
+                let exponents = &mut exponents[..end - start];
+                exponents.copy_from_slice(&self.base[start..end]);
+                for (axis, table) in &tables {
+                    self.columns[*axis].add(&self.axes[*axis], &table[point], start, exponents);
+                }
+                lanes::add(sum, exponents, &rows[start..end], &numbers, &at[point]);
+            }
+        }
+        for (sum, terms) in sums.iter_mut().zip(running) {
+            for mut term in terms {
+                lanes::add(sum, std::slice::from_mut(&mut term), &[1.0], &[], &[]);
+            }
+        }
+        sums.into_iter().map(LogSum::ln).collect()
+    }
+
+    /// The rows' weights by their rank among those present; running trials come after them all.
+    fn weights(&self) -> Vec<f64> {
+        let mut rank = 0;
+        let mut weigh = |present: &bool| {
+            rank += usize::from(*present);
+            if *present { weight(rank - 1, self.count) } else { 0.0 }
+        };
+        self.present.iter().map(&mut weigh).collect()
+    }
+
+    /// The log terms of the running trials' kernels, for each point.
+    fn running_terms(&self, points: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let mut terms = vec![vec![]; points.len()];
+        let ended = self.count - self.running.len();
+        for (place, (number, centre)) in self.running.iter().enumerate() {
+            let log_weight = weight(ended + place, self.count).ln();
+            let widths: Vec<f64> =
+                (0..centre.len()).map(|a| self.width(a, centre[a], Seat::Running(*number))).collect();
+            for (point, terms) in points.iter().zip(&mut terms) {
+                let mut term = log_weight;
+                for (axis, kind) in self.axes.iter().enumerate() {
+                    let (c, s, x) = (centre[axis], widths[axis], point[axis]);
+                    term += match kind {
+                        Axis::Smooth(_) => log_norm(c, s) - 0.5 * ((x - c) / s).powi(2),
+                        Axis::Cells(_) => log_cell(c, s, kind.cell(x)),
+                        Axis::Category(count) => {
+                            let (hit, miss) = hit_or_miss(self.count, *count);
+                            if c == x { hit } else { miss }
+                        }
+                    };
+                }
+                terms.push(term);
+            }
+        }
+        terms
+    }
+
+    /// For each axis that is not smooth and each point, what a kernel (or a category) adds.
+    fn tables(&self, points: &[Vec<f64>]) -> Vec<(usize, Vec<Vec<f64>>)> {
+        let mut tables = vec![];
+        for (axis, kind) in self.axes.iter().enumerate() {
+            let kernels = &self.columns[axis].kernels;
+            let table = |point: &Vec<f64>| match kind {
+                Axis::Category(count) => {
+                    let (hit, miss) = hit_or_miss(self.count, *count);
+                    (0..*count).map(|c| if c as f64 == point[axis] { hit } else { miss }).collect()
+                }
+                _ => {
+                    let cell = kind.cell(point[axis]);
+                    kernels.iter().map(|(centre, sigma)| log_cell(*centre, *sigma, cell)).collect()
+                }
+            };
+            if !matches!(kind, Axis::Smooth(_)) {
+                tables.push((axis, points.iter().map(table).collect()));
+            }
+        }
+        tables
+    }
+}
+
+impl Column {
+    fn intern(&mut self, centre: f64, sigma: f64) -> u32 {
+        let kernels = &mut self.kernels;
+        *self.ids.entry((centre.to_bits(), sigma.to_bits())).or_insert_with(|| {
+            kernels.push((centre, sigma));
+            kernels.len() as u32 - 1
+        })
+    }
+
+    fn add(&self, kind: &Axis, table: &[f64], start: usize, exponents: &mut [f64]) {
+        if matches!(kind, Axis::Category(_)) {
+            for (exponent, category) in exponents.iter_mut().zip(&self.at[start..]) {
+                *exponent += table[*category as usize];
+            }
+        } else {
+            for (exponent, kernel) in exponents.iter_mut().zip(&self.kernel[start..]) {
+                *exponent += table.get(*kernel as usize).copied().unwrap_or(0.0);
+            }
+        }
+    }
+}
+
+/// Coordinates are not negative, and such doubles sort as their bits do.
+fn sortable(at: f64) -> u64 {
+    at.max(0.0).to_bits()
+}
+
+fn unsortable(bits: u64) -> f64 {
+    f64::from_bits(bits)
+}

@@ -1,0 +1,279 @@
+//! The tree-structured Parzen estimator: sample where good trials are dense and others are not.
+//!
+//! As Optuna 5 has it: all parameters together, those below a branch as a group of their own, running trials among the
+//! bad ones. Unlike there, nothing is worked out again that has not changed.
+
+mod crowd;
+mod lanes;
+mod order;
+mod parzen;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::history::Seen;
+use super::{Ask, History, Sampler, Suggestion, Told, complete, random};
+use crate::error::Result;
+use crate::space::{Condition, Point, Space};
+use crate::stream::mix;
+use crowd::Crowd;
+use order::Order;
+use parzen::{Axis, Parzen};
+
+/// Tree-structured Parzen estimation.
+#[derive(Clone, Debug)]
+pub struct Tpe {
+    startup: usize,
+    candidates: usize,
+    joint: Option<bool>,
+    cache: Option<Cache>,
+}
+
+impl Default for Tpe {
+    fn default() -> Self {
+        Self { startup: 10, candidates: 24, joint: None, cache: None }
+    }
+}
+
+impl Tpe {
+    /// How many trials are drawn at random before the model is believed (10).
+    #[must_use]
+    pub fn startup(mut self, trials: usize) -> Self {
+        self.startup = trials;
+        self
+    }
+
+    /// Among how many candidates the best is looked for (24).
+    #[must_use]
+    pub fn candidates(mut self, candidates: usize) -> Self {
+        self.candidates = candidates.max(1);
+        self
+    }
+
+    /// Whether parameters are modelled together rather than each on its own. Without this, they are where there is one
+    /// objective.
+    #[must_use]
+    pub fn joint(mut self, joint: bool) -> Self {
+        self.joint = Some(joint);
+        self
+    }
+}
+
+impl Sampler for Tpe {
+    fn suggest(&mut self, ask: &Ask<'_>) -> Result<Suggestion> {
+        let several = ask
+            .history
+            .told()
+            .iter()
+            .rev()
+            .find(|t| !t.losses.is_empty())
+            .is_some_and(|t| t.losses.len() > 1);
+        let joint = self.joint.unwrap_or(!several);
+        let cache = Cache::up_to_date(&mut self.cache, ask, joint);
+        if cache.order.finished() < self.startup {
+            return Ok(Suggestion::new(random::point(ask)));
+        }
+        let mut known = Point::empty(ask.space.parameters().len());
+        let candidates = self.candidates;
+        let point = complete(ask.space, Point::empty(ask.space.parameters().len()), |index, _| {
+            if known.get(index).is_none() {
+                cache.sample(ask, index, candidates, several, &mut known);
+            }
+            known.get(index).unwrap_or_else(|| ask.space.parameters()[index].domain.raw(0.5))
+        });
+        Ok(Suggestion::new(point))
+    }
+
+    fn name(&self) -> &'static str {
+        "tpe"
+    }
+}
+
+/// Parameters that always occur together, and their trials.
+#[derive(Clone, Debug)]
+struct Group {
+    members: Vec<usize>,
+    crowd: Crowd,
+    /// Which ended trial a row is.
+    trials: Vec<usize>,
+}
+
+impl Group {
+    /// A trial's coordinates, where it has all of the group's parameters.
+    fn coordinates(&self, point: &Point) -> Option<Vec<f64>> {
+        let axes = self.crowd.axes().iter();
+        self.members.iter().zip(axes).map(|(p, axis)| point.get(*p).map(|raw| axis.coordinate(raw))).collect()
+    }
+
+    fn row(&self, trial: usize) -> Option<usize> {
+        self.trials.binary_search(&trial).ok()
+    }
+}
+
+/// What is kept between suggestions: a function of the history alone.
+#[derive(Clone, Debug)]
+struct Cache {
+    seen: Seen,
+    shape: Vec<Vec<usize>>,
+    space: Space,
+    signatures: Vec<u64>,
+    groups: Vec<Group>,
+    order: Order,
+    best: BTreeSet<usize>,
+    ended: usize,
+}
+
+impl Cache {
+    fn new(space: &Space, shape: Vec<Vec<usize>>) -> Self {
+        let group = |members: &Vec<usize>| {
+            let axes = members.iter().map(|p| Axis::new(&space.parameters()[*p].domain)).collect();
+            Group { members: members.clone(), crowd: Crowd::new(axes), trials: vec![] }
+        };
+        Self {
+            seen: Seen::default(),
+            groups: shape.iter().map(group).collect(),
+            shape,
+            space: space.clone(),
+            signatures: vec![],
+            order: Order::default(),
+            best: BTreeSet::new(),
+            ended: 0,
+        }
+    }
+
+    /// The cache with everything in it that the history says.
+    fn up_to_date<'a>(slot: &'a mut Option<Self>, ask: &Ask<'_>, joint: bool) -> &'a mut Self {
+        let mut signatures = slot.as_ref().map(|c| c.signatures.clone()).unwrap_or_default();
+        let mut news = match slot.as_mut() {
+            Some(cache) if same_space(&cache.space, ask.space) => cache.seen.news(ask.history),
+            _ => None,
+        };
+        if ask.space.is_open() {
+            if news.is_none() {
+                signatures.clear();
+            }
+            sign(&mut signatures, ask.space, news.unwrap_or(ask.history.told()));
+        }
+        let shape = shape(ask.space, joint, &signatures);
+        if slot.as_ref().is_none_or(|c| c.shape != shape) {
+            news = None;
+        }
+        let news = news.unwrap_or_else(|| {
+            let mut fresh = Self::new(ask.space, shape);
+            let all = fresh.seen.news(ask.history).unwrap_or(ask.history.told());
+            *slot = Some(fresh);
+            all
+        });
+        let cache = slot.as_mut().expect("just made where it was missing");
+        cache.signatures = signatures;
+        cache.take(news);
+        cache.follow(ask.history, ask.number);
+        cache
+    }
+
+    /// Takes in trials that ended.
+    fn take(&mut self, news: &[Told]) {
+        for told in news {
+            let trial = self.ended;
+            self.ended += 1;
+            self.order.push(trial, told);
+            for group in &mut self.groups {
+                group.crowd.stop(told.number);
+                if let Some(coordinates) = group.coordinates(&told.point) {
+                    let row = group.crowd.push(&coordinates);
+                    group.trials.push(trial);
+                    group.crowd.set(row, true);
+                }
+            }
+        }
+        if news.is_empty() {
+            return;
+        }
+        let best = self.order.best();
+        for (trials, present) in [(self.best.difference(&best), true), (best.difference(&self.best), false)] {
+            for trial in trials {
+                for group in &mut self.groups {
+                    if let Some(row) = group.row(*trial) {
+                        group.crowd.set(row, present);
+                    }
+                }
+            }
+        }
+        self.best = best;
+    }
+
+    /// Counts the running trials among the bad ones, so that nobody follows them.
+    fn follow(&mut self, history: &History, asking: u64) {
+        for group in &mut self.groups {
+            let gone: Vec<u64> =
+                group.crowd.running().filter(|n| !history.running().contains_key(n)).collect();
+            gone.into_iter().for_each(|number| group.crowd.stop(number));
+            let known: BTreeSet<u64> = group.crowd.running().collect();
+            for (number, running) in history.running() {
+                if *number != asking
+                    && !known.contains(number)
+                    && let Some(coordinates) = group.coordinates(&running.point)
+                {
+                    group.crowd.start(*number, coordinates);
+                }
+            }
+        }
+    }
+
+    /// Chooses the values of the group that a parameter belongs to.
+    fn sample(
+        &mut self,
+        ask: &Ask<'_>,
+        parameter: usize,
+        candidates: usize,
+        several: bool,
+        into: &mut Point,
+    ) {
+        let Some(group) = self.groups.iter_mut().find(|g| g.members.contains(&parameter)) else { return };
+        let mut stream = ask.stream(&format!("tpe {}", ask.space.parameters()[group.members[0]].path));
+        let rows: Vec<Vec<f64>> =
+            self.best.iter().filter_map(|trial| group.row(*trial)).map(|row| group.crowd.row(row)).collect();
+        let axes = group.crowd.axes().to_vec();
+        let good = Parzen::new(&axes, &rows, several);
+        let points: Vec<Vec<f64>> = (0..candidates).map(|_| good.sample(&mut stream)).collect();
+        let bad = group.crowd.log_density(&points);
+        let mut best = (f64::NEG_INFINITY, 0);
+        for (place, (point, bad)) in points.iter().zip(bad).enumerate() {
+            let gain = good.log_density(point) - bad;
+            if gain > best.0 {
+                best = (gain, place);
+            }
+        }
+        for ((member, axis), at) in group.members.iter().zip(&axes).zip(&points[best.1]) {
+            into.set(*member, Some(axis.raw(*at)));
+        }
+    }
+}
+
+/// An open space grows, and its cache with it; any other change means starting over.
+fn same_space(a: &Space, b: &Space) -> bool {
+    a.parameters().len() == b.parameters().len() && a.parameters() == b.parameters()
+}
+
+/// Parameters that occur in the same trials get the same signature.
+fn sign(signatures: &mut Vec<u64>, space: &Space, told: &[Told]) {
+    signatures.resize(space.parameters().len(), 0);
+    for trial in told {
+        for (parameter, _) in trial.point.iter() {
+            signatures[parameter] = signatures[parameter].wrapping_add(mix(trial.number));
+        }
+    }
+}
+
+/// Which parameters are modelled together. Those of a single value are left out.
+fn shape(space: &Space, joint: bool, signatures: &[u64]) -> Vec<Vec<usize>> {
+    let mut groups: BTreeMap<(Option<Condition>, u64, usize), Vec<usize>> = BTreeMap::new();
+    for (index, parameter) in space.parameters().iter().enumerate() {
+        if parameter.domain.count() == Some(1) {
+            continue;
+        }
+        let signature = signatures.get(index).copied().unwrap_or(0);
+        let alone = if joint { 0 } else { index };
+        groups.entry((parameter.parent, signature, alone)).or_default().push(index);
+    }
+    groups.into_values().collect()
+}

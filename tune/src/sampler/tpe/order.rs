@@ -1,0 +1,73 @@
+//! Which trials are the good ones.
+
+use std::collections::BTreeSet;
+
+use crate::pareto;
+use crate::sampler::{End, Told};
+
+/// How many of `n` trials are good: a tenth, and at most 25.
+fn good(n: usize) -> usize {
+    n.div_ceil(10).min(25)
+}
+
+/// Where a trial stands among others: feasible ones by loss, then pruned ones by how far they came, then infeasible ones
+/// by violation, then failed ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Standing {
+    class: u8,
+    step: std::cmp::Reverse<u64>,
+    value: u64,
+    trial: usize,
+}
+
+/// The trials of a study in order, kept up to date.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Order {
+    standings: BTreeSet<Standing>,
+    /// The losses of feasible complete trials of a study with several objectives.
+    several: Vec<(usize, Vec<f64>)>,
+    finished: usize,
+}
+
+impl Order {
+    /// Takes in the next trial, the `trial`-th that ended.
+    pub(super) fn push(&mut self, trial: usize, told: &Told) {
+        let (class, step, value) = match told.end {
+            End::Failed => (3, 0, 0.0),
+            _ if told.violation() > 0.0 => (2, 0, told.violation()),
+            End::Pruned { step } => (1, step, told.loss()),
+            End::Complete => (0, 0, told.loss()),
+        };
+        self.finished += usize::from(class < 3);
+        if class == 0 && told.losses.len() > 1 {
+            let losses = told.losses.iter().map(|l| if l.is_nan() { f64::INFINITY } else { *l }).collect();
+            self.several.push((trial, losses));
+            return;
+        }
+        self.standings.insert(Standing { class, step: std::cmp::Reverse(step), value: total(value), trial });
+    }
+
+    /// How many trials ended with a result.
+    pub(super) fn finished(&self) -> usize {
+        self.finished
+    }
+
+    /// The good trials.
+    pub(super) fn best(&self) -> BTreeSet<usize> {
+        let wanted = good(self.finished);
+        let mut best: BTreeSet<usize> = BTreeSet::new();
+        if !self.several.is_empty() {
+            let losses: Vec<&[f64]> = self.several.iter().map(|(_, l)| l.as_slice()).collect();
+            best.extend(pareto::best(&losses, wanted).into_iter().map(|i| self.several[i].0));
+        }
+        let rest = wanted - best.len();
+        best.extend(self.standings.iter().filter(|s| s.class < 3).take(rest).map(|s| s.trial));
+        best
+    }
+}
+
+/// Bits that sort as the numbers do.
+fn total(value: f64) -> u64 {
+    let bits = value.to_bits();
+    if bits >> 63 == 1 { !bits } else { bits | 1 << 63 }
+}
