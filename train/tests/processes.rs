@@ -103,7 +103,7 @@ fn toy(ctx: &mut TrainContext, config: Toy) -> Result<u64> {
 #[rustfmt::skip]
 mod registered {
     use super::{Toy, toy};
-    use regatta_train::registry::{Registration, normalise, parse, run};
+    use regatta_train::registry::{Registration, normalise, parse, run, write};
 
     regatta_train::__private::inventory::submit! {
         Registration {
@@ -112,6 +112,7 @@ mod registered {
             run: |context, config| run(toy, context, config),
             normalise: normalise::<Toy>,
             parse: parse::<Toy>,
+            write: write::<Toy>,
         }
     }
 }
