@@ -5,6 +5,7 @@
 
 mod bench;
 mod cache;
+mod engines;
 mod libtorch;
 mod python;
 mod wheels;
@@ -38,6 +39,14 @@ enum Chore {
         #[arg(long)]
         without_torch: bool,
     },
+    /// Install and start a real engine from nothing (as root), pass its tests, and take it down
+    TestEngines {
+        /// Which
+        engine: engines::Engine,
+        /// Print what its tools need and keep it running, in place of the tests
+        #[arg(long)]
+        keep: bool,
+    },
     /// Run a benchmark side by side with its peers and print JSON lines
     Bench(bench::Args),
 }
@@ -61,6 +70,7 @@ fn run(args: Args) -> Result<()> {
         }
         Chore::Demo => demo(),
         Chore::Test { without_torch } => test(without_torch),
+        Chore::TestEngines { engine, keep } => engines::test(engine, keep),
         Chore::Bench(args) => bench::run(&args),
     }
 }
