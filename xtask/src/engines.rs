@@ -202,7 +202,7 @@ impl Slurm {
                  JobCompType=jobcomp/none\nSelectType=select/cons_tres\nSelectTypeParameters=CR_CPU\n\
                  SchedulerType=sched/backfill\nSchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=5,sched_min_interval=0\n\
                  SlurmdParameters=config_overrides\nPreemptType=preempt/partition_prio\nPreemptMode=CANCEL\n\
-                 PreemptParameters=send_user_signal\n";
+                 SlurmctldParameters=preempt_send_user_signal\n";
         for (n, port) in ports[1..].iter().enumerate() {
             text += &format!(
                 "NodeName=n{} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={CPUS} RealMemory=1000 State=UNKNOWN\n",

@@ -35,7 +35,7 @@
 //! | a node dies, or hangs | the controller's heartbeats miss it; [`Spawner::kill`](crate::Spawner::kill) waits for it no longer than [`SlurmConfig::kill_patience`], tells its workers as lost and closes the node for the rest of the job; a new gang goes to spare nodes, which Slurm's own timeout (minutes) has no say in |
 //! | the driver dies | its step ends, and with it Slurm ends the job and every worker; resume the run as a new job |
 //! | the first node dies | as the driver's death |
-//! | the time limit comes, or a preemption | the driver gets SIGUSR2 the [`notice`](crate::engine::JobSpec::notice) before; it saves and exits with 75. At a preemption Slurm sends it only where the site has `PreemptParameters=send_user_signal` and a `GraceTime` |
+//! | the time limit comes, or a preemption | the driver gets SIGUSR2 the [`notice`](crate::engine::JobSpec::notice) before; it saves and exits with 75. At a preemption Slurm sends it only where the site has `SlurmctldParameters=preempt_send_user_signal` and a `GraceTime` |
 //! | cancelled | SIGTERM to the driver alone, which stops its workers; after the grace the job is ended |
 //! | no room | what could never run is refused by [`submit`](crate::engine::Engine::submit), with Slurm's reason; else the job is queued, and says for what |
 //! | the controller does not answer | each call to a tool has a deadline; workers and driver do not need the controller while they run |
