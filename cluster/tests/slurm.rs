@@ -332,7 +332,7 @@ async fn no_capacity() {
     let mut fat = job("driver", 1);
     fat.room.per_worker = Resources::cpus(99);
     let error = refusal(fat, config()).await;
-    assert!(error.contains("Requested node configuration is not available"), "{error}");
+    assert!(error.contains("none so large") || error.contains("configuration is not available"), "{error}");
     let error = refusal(job("driver", 1), SlurmConfig { partition: Some("none".into()), ..config() }).await;
     assert!(error.contains("nvalid partition"), "{error}");
     let long = JobSpec { time_limit: Some(Duration::from_secs(7 * 86_400)), ..job("driver", 1) };
@@ -390,9 +390,6 @@ async fn latency() {
 
         let since = now();
         let mut watched = Watched::submit(job("driver", 2)).await;
-        watched.line("stepping 1 at ").await;
-        let logs = folder().join("logs/attempt_1/rank_0.log");
-        let _ = logs;
         let stepping: u128 = watched.line("stepping 1 at ").await.parse().unwrap();
         ours.push(stepping - since);
         watched.cancel().await;

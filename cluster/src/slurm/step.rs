@@ -60,7 +60,8 @@ pub(super) struct Step {
     srun: Pid,
     seen: watch::Sender<Seen>,
     record: Mutex<Record>,
-    events: EventSender,
+    /// Gone with the worker: the gang's events end when the last of its workers has.
+    events: Mutex<Option<EventSender>>,
 }
 
 /// What a worker is made of.
@@ -84,6 +85,7 @@ impl Step {
         let Order { slot, node, program, id, nonce, script, record, events } = order;
         let srun = Pid::from_child(&child);
         let (seen, record) = (watch::Sender::new(Seen::default()), Mutex::new(record));
+        let events = Mutex::new(Some(events));
         let step = Arc::new(Self { slot, node, program, id, nonce, srun, seen, record, events });
         let stdin = child.stdin.take();
         std::thread::spawn(move || stdin.map(|mut stdin| stdin.write_all(script.as_encoded_bytes())));
@@ -107,8 +109,9 @@ impl Step {
         let _ = child.wait();
         let event = self.end();
         // First the event, then the note: who waits for the end finds it told.
-        if self.look().step.is_some() {
-            self.events.send(event);
+        let events = self.events.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(events) = events.filter(|_| self.look().step.is_some()) {
+            events.send(event);
         }
         self.seen.send_modify(|seen| seen.ended = true);
     }
@@ -151,7 +154,9 @@ impl Step {
     fn written(&self, stream: Stream, line: &[u8]) {
         let said = text(line);
         self.record.lock().unwrap_or_else(PoisonError::into_inner).line(stream, line, said.clone());
-        self.events.line(self.slot, stream, said);
+        if let Some(events) = &*self.events.lock().unwrap_or_else(PoisonError::into_inner) {
+            events.line(self.slot, stream, said);
+        }
     }
 
     /// What the step's shell says.
@@ -161,7 +166,9 @@ impl Step {
             "started" => {
                 let (step, pid) = rest.split_once(' ').unwrap_or((rest, ""));
                 let (slot, worker, pid) = (self.slot, self.id.clone(), pid.parse().ok());
-                self.events.send(WorkerEvent::Started { slot, worker, pid, reused: false });
+                if let Some(events) = &*self.events.lock().unwrap_or_else(PoisonError::into_inner) {
+                    events.send(WorkerEvent::Started { slot, worker, pid, reused: false });
+                }
                 self.seen.send_modify(|seen| seen.step = Some(step.to_owned()));
             }
             "refused" => self.seen.send_modify(|seen| seen.refused = Some(rest.to_owned())),

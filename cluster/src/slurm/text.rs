@@ -195,7 +195,9 @@ pub(super) fn why_pending(reason: &str) -> (JobState, bool) {
         "PartitionDown" | "PartitionInactive" => ("its partition is closed for now", false),
         "ReqNodeNotAvail" => ("a node it needs is down or reserved", false),
         "Licenses" => ("licenses it needs are taken", false),
-        "PartitionConfig" | "PartitionNodeLimit" => ("its partition has not so many nodes", true),
+        "PartitionConfig" | "PartitionNodeLimit" => {
+            ("its partition has not so many nodes, or none so large", true)
+        }
         "PartitionTimeLimit" => ("its partition does not let jobs run so long", true),
         "BadConstraints" => ("no node of the partition has what it asks for", true),
         "AccountNotAllowed" | "InvalidAccount" => ("the account may not be used here", true),
