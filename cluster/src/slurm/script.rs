@@ -50,7 +50,9 @@ fn options(config: &SlurmConfig, spec: &JobSpec, folder: &Path) -> Result<Vec<St
         "--no-requeue".to_owned(),
         // A node that fails must not end the job: the driver goes on with a spare one.
         "--no-kill".to_owned(),
-        "--export=NONE".to_owned(),
+        // All that sbatch itself was given, which is next to nothing. `NONE` would have the node ask a login shell for more,
+        // which takes seconds.
+        "--export=ALL".to_owned(),
         format!("--signal=B:USR2@{}", spec.notice.as_secs().clamp(1, 65_535)),
     ];
     let named = [
@@ -244,7 +246,7 @@ mod tests {
             "--output=/shared/100%%/jobs/mnist-1/driver.log",
             "--no-requeue",
             "--no-kill",
-            "--export=NONE",
+            "--export=ALL",
             "--signal=B:USR2@60",
             "--partition=main",
             "--time=2",

@@ -33,8 +33,6 @@ const THREADS: [&str; 5] = [
     "RAYON_NUM_THREADS",
     "NUMEXPR_NUM_THREADS",
 ];
-/// What `srun` needs of the driver's environment; the rest would be taken for options.
-const SRUN: [&str; 6] = ["SLURM_CONF", "SLURM_JOB_ID", "PATH", "LD_LIBRARY_PATH", "HOME", "USER"];
 
 /// Gangs as steps of the job this process runs in. Dropping it ends every worker, without waiting.
 #[derive(Debug)]
@@ -211,7 +209,8 @@ impl Inner {
         command.cwd = command.cwd.or_else(|| std::env::current_dir().ok());
         let program = command.program.clone();
         let mut srun = Command::new(self.config.tools.path("srun"));
-        srun.env_clear().envs(SRUN.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+        srun.env_clear()
+            .envs(super::tool::KEPT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
         let gpus = self.gpus.get(&seat.node).copied().unwrap_or(0);
         srun.args(script::srun(seat, gpus, &format!("worker-{}", seat.slot)));
         let order = Order {

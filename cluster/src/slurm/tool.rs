@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 use super::ENGINE;
 use crate::error::{Error, Result};
 
+/// What the tools themselves need.
+pub(super) const KEPT: [&str; 6] = ["SLURM_CONF", "SLURM_JOB_ID", "PATH", "LD_LIBRARY_PATH", "HOME", "USER"];
+
 /// Where the tools are and how long one may take.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tools {
@@ -60,12 +63,10 @@ impl Tools {
         };
         let mut command = Command::new(&path);
         command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        // Formats and options of the user's own would change what is read here.
-        for variable in
-            ["SQUEUE_FORMAT", "SQUEUE_FORMAT2", "SQUEUE_STATES", "SACCT_FORMAT", "SLURM_TIME_FORMAT"]
-        {
-            command.env_remove(variable);
-        }
+        // Nothing of the user's own: formats and options would change what is read here, and what a job is submitted with
+        // stays with the controller. The driver's variables go another way.
+        let own = std::env::vars_os().filter(|(variable, _)| KEPT.iter().any(|kept| variable == kept));
+        command.env_clear().envs(own);
         let mut child = command.spawn().map_err(system)?;
         if let Some(mut stdin) = child.stdin.take() {
             std::thread::spawn(move || stdin.write_all(&input));
