@@ -89,7 +89,7 @@ impl State {
                     Decision::Granted { request, lease } => {
                         let id = lease.id;
                         let waiter = self.waiting.remove(&request);
-                        if !waiter.is_some_and(|waiter| waiter.send(Ok(lease)).is_ok()) {
+                        if waiter.is_none_or(|waiter| waiter.send(Ok(lease)).is_err()) {
                             self.allocator.release(id);
                             again = true;
                         }

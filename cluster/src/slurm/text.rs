@@ -196,7 +196,7 @@ pub(super) fn why_pending(reason: &str) -> (JobState, bool) {
         "ReqNodeNotAvail" => ("a node it needs is down or reserved", false),
         "Licenses" => ("licenses it needs are taken", false),
         "PartitionConfig" | "PartitionNodeLimit" => {
-            ("its partition has not so many nodes, or none so large", true)
+            ("its partition has not so many nodes, none so large, or lets no job run so long", true)
         }
         "PartitionTimeLimit" => ("its partition does not let jobs run so long", true),
         "BadConstraints" => ("no node of the partition has what it asks for", true),
