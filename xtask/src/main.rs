@@ -7,6 +7,7 @@ mod bench;
 mod cache;
 mod chaos;
 mod demo;
+mod engines;
 mod libtorch;
 mod python;
 mod soak;
@@ -43,6 +44,14 @@ enum Chore {
     },
     /// Break a long training at random, and check that nothing was lost
     Chaos(chaos::Args),
+    /// Install and start a real engine from nothing (as root), pass its tests, and take it down
+    TestEngines {
+        /// Which
+        engine: engines::Engine,
+        /// Print what its tools need and keep it running, in place of the tests
+        #[arg(long)]
+        keep: bool,
+    },
     /// Run a benchmark side by side with its peers and print JSON lines
     Bench(bench::Args),
 }
@@ -67,6 +76,7 @@ fn run(args: Args) -> Result<()> {
         Chore::Chaos(args) => chaos::run(&args),
         Chore::Demo => demo::run(),
         Chore::Test { without_torch } => test(without_torch),
+        Chore::TestEngines { engine, keep } => engines::test(engine, keep),
         Chore::Bench(args) => bench::run(&args),
     }
 }
