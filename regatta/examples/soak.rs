@@ -30,7 +30,7 @@ const FEATURES: i64 = 32;
 
 /// Samples that follow from their place: the place, what the network sees of it, and its class.
 fn numbers(len: usize) -> impl Dataset<Batch = (Vec<usize>, Tensor, Tensor)> {
-    from_fn(len, |place| Ok::<_, BoxError>(place)).map(|places| {
+    from_fn(len, Ok::<_, BoxError>).map(|places| {
         let feature = |place: usize, at: i64| ((place as i64 * 31 + at * 17) % 101) as f32 / 50.0 - 1.0;
         let x: Vec<f32> =
             places.iter().flat_map(|&place| (0..FEATURES).map(move |at| feature(place, at))).collect();

@@ -60,8 +60,7 @@ pub fn importance(space: &Space, told: &[Told], objective: usize) -> Vec<Importa
     result
 }
 
-/// The Pearson divergence of the good ones among `raws` (best first) from all of them, weighed by how much of the good
-/// ones' range it concerns.
+/// The Pearson divergence of the good ones among `raws` (best first) from all of them.
 fn divergence(domain: &Domain, raws: &[f64]) -> f64 {
     let good = ((raws.len() as f64 * GOOD).ceil() as usize).max(2);
     if raws.len() < 2 || good > raws.len() || domain.count() == Some(1) {

@@ -25,7 +25,7 @@ fn tpe_conforms() {
 
 #[test]
 fn gp_conforms() {
-    conformance::check(Gp::default);
+    conformance::check(|| Gp::default().spread(128));
 }
 
 #[test]
@@ -166,7 +166,7 @@ fn several_objectives_spread_along_the_front() {
         let losses: Vec<&[f64]> = search.history().told().iter().map(|t| t.losses.as_slice()).collect();
         pareto::hypervolume(&losses, &[2.0, 2.0])
     };
-    let (tpe, random) = (volume(Box::new(Tpe::default())), volume(Box::new(Random)));
+    let (tpe, random) = (volume(Box::<Tpe>::default()), volume(Box::new(Random)));
     assert!(tpe > random + 0.05, "{tpe} {random}");
 }
 

@@ -6,13 +6,13 @@ use regatta_tune::space::{Space, branches, choice, float, group, int};
 use serde_json::Value;
 
 /// A function to be minimised.
-pub struct Function {
-    pub space: fn() -> Space,
-    pub value: fn(&Value) -> f64,
-    pub minimum: f64,
+pub(crate) struct Function {
+    pub(crate) space: fn() -> Space,
+    pub(crate) value: fn(&Value) -> f64,
+    pub(crate) minimum: f64,
 }
 
-pub fn named(name: &str) -> Function {
+pub(crate) fn named(name: &str) -> Function {
     match name {
         "branin" => Function { space: branin_space, value: branin, minimum: 0.397_887_357_729_739 },
         "hartmann6" => Function {

@@ -62,11 +62,10 @@ impl Search {
         let (point, note) = match self.queue.front() {
             Some(known) => {
                 let rest = random::point(&ask);
-                let domain = |i: usize| &self.space.parameters()[i].domain;
                 let mut stream = ask.stream("enqueued");
-                let draw = |i: usize| rest.get(i).unwrap_or_else(|| domain(i).raw(stream.unit()));
-                let mut draw = draw;
-                (complete(&self.space, known.clone(), |i, _| draw(i)), 0)
+                let domain = |i: usize| &self.space.parameters()[i].domain;
+                let draw = |i, _: &Point| rest.get(i).unwrap_or_else(|| domain(i).raw(stream.unit()));
+                (complete(&self.space, known.clone(), draw), 0)
             }
             None => {
                 let suggestion = self.sampler.suggest(&ask)?;

@@ -289,8 +289,8 @@ fn update(run: &mut Run, ended: &[(Vec<f64>, [f64; 2])]) {
         .map(|(at, _)| (0..size).map(|k| (at[k] - run.mean[k]) / (run.sigma * run.margin[k])).collect())
         .collect();
     let mean: Vec<f64> = (0..size).map(|k| (0..parents).map(|i| weights[i] * steps[i][k]).sum()).collect();
-    for k in 0..size {
-        run.mean[k] = (run.mean[k] + run.sigma * run.margin[k] * mean[k]).clamp(0.0, 1.0);
+    for ((at, margin), shift) in run.mean.iter_mut().zip(&run.margin).zip(&mean) {
+        *at = (*at + run.sigma * margin * shift).clamp(0.0, 1.0);
     }
     let white = run.whiten(&mean);
     let norms: Vec<f64> = steps.iter().map(|y| run.whiten(y).iter().map(|w| w * w).sum::<f64>()).collect();

@@ -16,6 +16,7 @@ use crate::normal;
 use crate::sampler::sobol;
 use acquisition::Acquisition;
 use model::{Hyper, Model};
+use search::Hunt;
 use table::Table;
 
 /// Running trials are imagined to end in so many ways.
@@ -29,6 +30,7 @@ const IMAGINED: usize = 64;
 #[derive(Clone, Debug)]
 pub struct Gp {
     startup: usize,
+    spread: usize,
     fits: BTreeMap<Rung, Hyper>,
 }
 
@@ -37,7 +39,7 @@ type Rung = (usize, usize, u64);
 
 impl Default for Gp {
     fn default() -> Self {
-        Self { startup: 10, fits: BTreeMap::new() }
+        Self { startup: 10, spread: 2048, fits: BTreeMap::new() }
     }
 }
 
@@ -46,6 +48,13 @@ impl Gp {
     #[must_use]
     pub fn startup(mut self, trials: usize) -> Self {
         self.startup = trials.max(2);
+        self
+    }
+
+    /// Among how many points spread over the space the climbs choose their starts (2,048).
+    #[must_use]
+    pub fn spread(mut self, points: usize) -> Self {
+        self.spread = points.max(1);
         self
     }
 }
@@ -79,7 +88,10 @@ impl Sampler for Gp {
                 .collect();
             acquisition.loss = Some(match pending.is_empty() {
                 true => (model, vec![losses[incumbent]]),
-                false => imagine(&model, &data.rows, &losses, pending, losses[incumbent], stream.bits()),
+                false => {
+                    let known = Known { rows: &data.rows, losses: &losses, best: losses[incumbent] };
+                    imagine(&model, &known, pending, stream.bits())
+                }
             });
         }
         for (which, raw) in data.constraints(&told).into_iter().enumerate() {
@@ -92,7 +104,8 @@ impl Sampler for Gp {
                 .push((Model::new(&data.rows, &known, &table.category, hyper), -shift / scale));
         }
         let starts = incumbent.map(|i| data.rows[i].clone()).into_iter().collect();
-        Ok(Suggestion::new(search::best(&table, &acquisition, starts, &mut stream)))
+        let hunt = Hunt { table: &table, acquisition: &acquisition, spread: self.spread };
+        Ok(Suggestion::new(search::best(&hunt, starts, &mut stream)))
     }
 
     fn name(&self) -> &'static str {
@@ -210,16 +223,17 @@ fn standardised(values: &[f64]) -> (Vec<f64>, f64, f64) {
     (clipped().map(|v| (v / unit - mean) / deviation).collect(), mean * unit, deviation * unit)
 }
 
+/// What a process has seen, and the best of it.
+struct Known<'a> {
+    rows: &'a [Vec<f64>],
+    losses: &'a [f64],
+    best: f64,
+}
+
 /// The process with running trials in it, each imagined to end as the process expects, in several ways; and the best loss
 /// of each.
-fn imagine(
-    model: &Model,
-    rows: &[Vec<f64>],
-    losses: &[f64],
-    pending: Vec<Vec<f64>>,
-    best: f64,
-    seed: u64,
-) -> (Model, Vec<f64>) {
+fn imagine(model: &Model, seen: &Known<'_>, pending: Vec<Vec<f64>>, seed: u64) -> (Model, Vec<f64>) {
+    let Known { rows, losses, best } = *seen;
     let (means, mut covariance) = model.joint(&pending);
     let count = pending.len();
     for i in 0..count {

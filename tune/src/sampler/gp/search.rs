@@ -7,8 +7,6 @@ use crate::sampler::sobol;
 use crate::space::Point;
 use crate::stream::Stream;
 
-/// So many spread points are looked at.
-const SPREAD: usize = 2048;
 /// So many climbs are made.
 const CLIMBS: usize = 10;
 /// A number with at most so many values is tried value by value.
@@ -16,23 +14,26 @@ const FEW: u64 = 16;
 /// A climb ends after so many rounds of continuous and discrete moves.
 const ROUNDS: usize = 20;
 
+/// What is climbed, and from how many spread points the starts are chosen.
+pub(super) struct Hunt<'a> {
+    pub(super) table: &'a Table<'a>,
+    pub(super) acquisition: &'a Acquisition,
+    pub(super) spread: usize,
+}
+
 /// The point that promises most, starting from spread points and from those given.
-pub(super) fn best(
-    table: &Table<'_>,
-    acquisition: &Acquisition,
-    known: Vec<Vec<f64>>,
-    stream: &mut Stream,
-) -> Point {
+pub(super) fn best(hunt: &Hunt<'_>, known: Vec<Vec<f64>>, stream: &mut Stream) -> Point {
+    let Hunt { table, acquisition, spread } = *hunt;
     let scramble = stream.bits();
     let spread: Vec<Vec<f64>> =
-        (0..SPREAD).map(|i| table.spread(|k| sobol::coarse(scramble, i as u64, k))).collect();
+        (0..spread).map(|i| table.spread(|k| sobol::coarse(scramble, i as u64, k))).collect();
     let values = acquisition.values(&spread);
     let mut starts = known;
     starts.truncate(CLIMBS - 1);
     starts.extend(roulette(&values, CLIMBS - starts.len(), stream).into_iter().map(|i| spread[i].clone()));
     let mut top: Option<(f64, Vec<f64>)> = None;
     for start in starts {
-        let (value, at) = climb(table, acquisition, start);
+        let (value, at) = climb(hunt, start);
         if top.as_ref().is_none_or(|(best, _)| value > *best) {
             top = Some((value, at));
         }
@@ -66,7 +67,8 @@ fn roulette(values: &[f64], count: usize, stream: &mut Stream) -> Vec<usize> {
 }
 
 /// Climbs along the continuous parameters together and along each discrete one, in turns, until neither helps.
-fn climb(table: &Table<'_>, acquisition: &Acquisition, mut at: Vec<f64>) -> (f64, Vec<f64>) {
+fn climb(hunt: &Hunt<'_>, mut at: Vec<f64>) -> (f64, Vec<f64>) {
+    let (table, acquisition) = (hunt.table, hunt.acquisition);
     let smooth: Vec<usize> =
         (0..at.len()).filter(|k| table.is_active(&at, *k) && table.is_smooth(*k)).collect();
     let discrete: Vec<usize> = (0..at.len())
@@ -75,13 +77,12 @@ fn climb(table: &Table<'_>, acquisition: &Acquisition, mut at: Vec<f64>) -> (f64
     let mut value = acquisition.values(std::slice::from_ref(&at))[0];
     for _ in 0..ROUNDS {
         let before = value;
-        value = slide(table, acquisition, &mut at, &smooth, value);
+        value = slide(hunt, &mut at, &smooth, value);
         if discrete.is_empty() {
             break;
         }
-        let moved = discrete
-            .iter()
-            .fold(false, |moved, k| step(table, acquisition, &mut at, *k, &mut value) || moved);
+        // Every one of them gets its step, whatever the others did.
+        let moved = discrete.iter().filter(|k| step(hunt, &mut at, **k, &mut value)).count() > 0;
         if !moved || value - before < 1e-4 {
             break;
         }
@@ -90,13 +91,8 @@ fn climb(table: &Table<'_>, acquisition: &Acquisition, mut at: Vec<f64>) -> (f64
 }
 
 /// A climb along the continuous parameters, each measured in its own length scale.
-fn slide(
-    table: &Table<'_>,
-    acquisition: &Acquisition,
-    at: &mut Vec<f64>,
-    smooth: &[usize],
-    value: f64,
-) -> f64 {
+fn slide(hunt: &Hunt<'_>, at: &mut [f64], smooth: &[usize], value: f64) -> f64 {
+    let (table, acquisition) = (hunt.table, hunt.acquisition);
     if smooth.is_empty() {
         return value;
     }
@@ -104,7 +100,7 @@ fn slide(
     let mut x: Vec<f64> = smooth.iter().zip(&scales).map(|(k, s)| at[*k] / s).collect();
     let low = vec![0.0; x.len()];
     let high: Vec<f64> = scales.iter().map(|s| 1.0 / s).collect();
-    let mut full = at.clone();
+    let mut full = at.to_vec();
     let mut gradient = vec![0.0; at.len()];
     let objective = |x: &[f64], slope: &mut [f64]| {
         for ((k, s), x) in smooth.iter().zip(&scales).zip(x) {
@@ -127,7 +123,8 @@ fn slide(
 }
 
 /// The best value of one discrete parameter: all of them where they are few, else by strides that double and halve.
-fn step(table: &Table<'_>, acquisition: &Acquisition, at: &mut [f64], k: usize, value: &mut f64) -> bool {
+fn step(hunt: &Hunt<'_>, at: &mut [f64], k: usize, value: &mut f64) -> bool {
+    let (table, acquisition) = (hunt.table, hunt.acquisition);
     let before = at[k];
     let mut consider = |at: &mut [f64], places: Vec<f64>| {
         let others: Vec<Vec<f64>> = places

@@ -144,7 +144,10 @@ impl Crowd {
     /// Brings widths up to date.
     fn settle(&mut self) {
         if self.count != self.settled && self.count.min(self.settled) < SETTLED {
-            for (axis, column) in self.columns.iter().enumerate() {
+            for (axis, column) in self.columns.iter_mut().enumerate() {
+                // All of them are named anew; those of before would be worked out for nothing.
+                column.kernels.clear();
+                column.ids.clear();
                 self.dirty.extend(column.order.iter().map(|(_, seat)| (axis, *seat)));
             }
         }
