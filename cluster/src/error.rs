@@ -213,6 +213,28 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// The engine would not do what was asked of it. What it said stands in the error, with what to do.
+    #[error("{engine} refused {what}: {reason}{advice}")]
+    Engine {
+        /// The engine.
+        engine: &'static str,
+        /// What was asked.
+        what: String,
+        /// What it said.
+        reason: String,
+        /// What to do about it, with its own punctuation; may be empty.
+        advice: String,
+    },
+    /// No job of this name was submitted to the engine from this folder. Look at the name, and at the folder.
+    #[error("{engine} has no job `{job}` in {}: it was not submitted from this folder", folder.display())]
+    UnknownJob {
+        /// The engine.
+        engine: &'static str,
+        /// The name.
+        job: crate::engine::JobId,
+        /// Where jobs are remembered.
+        folder: PathBuf,
+    },
     /// The gang failed. Handle it, by launching the gang again perhaps, or make it your own with [`Failure::of`].
     #[error("{0}")]
     Gang(Box<Failure>),

@@ -29,6 +29,9 @@
 //! # }
 //! ```
 //!
+//! The driver itself is started, watched and cancelled through an [`engine::Engine`], which is also there for a client that
+//! goes away meanwhile.
+//!
 //! Over the spawner stands the control plane. A [`Control`] opens one port; a [`Gang`] is launched behind it, its workers
 //! call that port ([`Worker`]), and a pure supervisor ([`gang::machine`]) decides what their calls, silences and ends mean:
 //!
@@ -82,14 +85,19 @@
 mod allocator;
 mod error;
 mod events;
+#[cfg(feature = "slurm")]
+mod line;
 mod placement;
 mod request;
 mod resource;
 mod spawner;
 
 pub mod conformance;
+pub mod engine;
 pub mod env;
 pub mod local;
+#[cfg(feature = "slurm")]
+pub mod slurm;
 
 pub use allocator::{Allocator, Decision, MAX_WORKERS, RequestId};
 pub use error::{Error, Result};

@@ -12,7 +12,7 @@ mod attendant;
 mod cgroup;
 mod host;
 mod launcher;
-mod output;
+pub(crate) mod output;
 mod pool;
 mod procfs;
 mod sentinel;

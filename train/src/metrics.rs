@@ -41,7 +41,7 @@ impl Merge {
     }
 }
 
-/// Named figures in the order they were given; see [`metrics!`](crate::metrics).
+/// Named figures in the order they were given; see [`metrics!`](macro@crate::metrics).
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Metrics(Vec<(Arc<str>, f64, Merge)>);
 

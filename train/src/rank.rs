@@ -142,7 +142,7 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
     told.unwrap_or_else(|| format!("panicked: {text}"))
 }
 
-fn payload<'a>(panic: &'a (dyn Any + Send)) -> &'a str {
+fn payload(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("with no message")
 }

@@ -95,7 +95,6 @@ impl RunResult {
     /// What came of a run that was driven here.
     pub(crate) fn of_ending(
         folder: &RunFolder,
-        best: Option<Best>,
         status: Status,
         error: Option<Error>,
         value: Option<Value>,
@@ -103,13 +102,7 @@ impl RunResult {
         match Self::open(&folder.path) {
             Ok(stored) => Ok(RunResult { status, error, value, ..stored }),
             // The store is what failed, perhaps: then that is the error to tell.
-            Err(unreadable) => match error {
-                Some(error) => Err(error),
-                None => {
-                    tracing::warn!(?best, "the run ended, and its store cannot be read");
-                    Err(unreadable)
-                }
-            },
+            Err(unreadable) => Err(error.unwrap_or(unreadable)),
         }
     }
 

@@ -320,10 +320,9 @@ impl Trainer {
             .map_err(|source| Error::io(format!("make the folder {}", folder.path.display()), source))?;
         folder.write_config(&self.experiment)?;
         let Trainer { experiment, restore, callbacks, orders, .. } = self;
-        let best = experiment.checkpoint.best.clone();
         let parts = Parts { experiment, folder: folder.clone(), resume, restore, crew, callbacks, orders };
         let Ending { status, error, value } = drive(parts).await?;
-        RunResult::of_ending(&folder, best, status, error, value)
+        RunResult::of_ending(&folder, status, error, value)
     }
 
     /// Finds the run that is resumed, or the place of a new one.

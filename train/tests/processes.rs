@@ -78,7 +78,7 @@ fn toy(ctx: &mut TrainContext, config: Toy) -> Result<u64> {
         std::thread::sleep(Duration::from_millis(config.step_ms));
         let struck = ctx.attempt() <= config.attempts && ctx.rank() == config.rank && step == config.at;
         if struck {
-            println!("rank {} is struck", ctx.rank());
+            eprintln!("rank {} is struck", ctx.rank());
             befall(config.fault)?;
         }
         sum.update(|sum| *sum += step);
@@ -88,7 +88,7 @@ fn toy(ctx: &mut TrainContext, config: Toy) -> Result<u64> {
         }
         let loss = if struck && config.fault == Fault::Nan { f64::NAN } else { sum.get() as f64 };
         let report = ctx.report(metrics! { loss: regatta_train::metrics::mean(loss) });
-        if step % 2 == 0 {
+        if step.is_multiple_of(2) {
             report.checkpoint(&state)?
         } else {
             report.send()?
@@ -103,7 +103,7 @@ fn toy(ctx: &mut TrainContext, config: Toy) -> Result<u64> {
 #[rustfmt::skip]
 mod registered {
     use super::{Toy, toy};
-    use regatta_train::registry::{Registration, normalise, parse, run};
+    use regatta_train::registry::{Registration, normalise, parse, run, write};
 
     regatta_train::__private::inventory::submit! {
         Registration {
@@ -112,6 +112,7 @@ mod registered {
             run: |context, config| run(toy, context, config),
             normalise: normalise::<Toy>,
             parse: parse::<Toy>,
+            write: write::<Toy>,
         }
     }
 }
@@ -195,7 +196,10 @@ fn a_killed_rank_is_made_good_bit_for_bit() {
     assert_eq!(history, [(1, 1.0), (2, 3.0), (3, 6.0), (4, 10.0), (5, 15.0), (6, 21.0)]);
     let iterations: Vec<f64> = result.history("iteration").unwrap().iter().map(|p| p.value).collect();
     assert_eq!(iterations, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
-    println!("{:?}", times.lock().unwrap());
+    let times = times.lock().unwrap();
+    let [.., (_, failed), _, (_, restored)] = times.as_slice() else { panic!("{times:?}") };
+    eprintln!("user code runs again {:?} after the failure was known", *restored - *failed);
+    assert!(*restored - *failed < Duration::from_secs(15), "{times:?}");
 }
 
 fn every_end_has_its_message() {

@@ -7,6 +7,7 @@ mod bench;
 mod cache;
 mod chaos;
 mod demo;
+mod engines;
 mod libtorch;
 mod python;
 mod soak;
@@ -43,6 +44,14 @@ enum Chore {
     },
     /// Break a long training at random, and check that nothing was lost
     Chaos(chaos::Args),
+    /// Install and start a real engine from nothing (as root), pass its tests, and take it down
+    TestEngines {
+        /// Which
+        engine: engines::Engine,
+        /// Print what its tools need and keep it running, in place of the tests
+        #[arg(long)]
+        keep: bool,
+    },
     /// Run a benchmark side by side with its peers and print JSON lines
     Bench(bench::Args),
 }
@@ -67,12 +76,13 @@ fn run(args: Args) -> Result<()> {
         Chore::Chaos(args) => chaos::run(&args),
         Chore::Demo => demo::run(),
         Chore::Test { without_torch } => test(without_torch),
+        Chore::TestEngines { engine, keep } => engines::test(engine, keep),
         Chore::Bench(args) => bench::run(&args),
     }
 }
 
 /// The crates that need libtorch to build.
-const TORCH_CRATES: [&str; 2] = ["regatta-torch", "mnist_resnet"];
+const TORCH_CRATES: [&str; 4] = ["regatta-torch", "regatta-torch-oracle", "regatta", "mnist_resnet"];
 
 /// Every test of the workspace, under nextest's time limits where nextest is installed.
 fn test(without_torch: bool) -> Result<()> {

@@ -9,19 +9,19 @@ use crate::error::{Error, Result};
 use crate::spawner::Stream;
 
 /// How many of the last lines of each output are kept for a report.
-pub(super) const TAIL_LINES: usize = 50;
+pub(crate) const TAIL_LINES: usize = 50;
 /// Where a line is cut in events and tails, and where a line without end is taken for one.
-pub(super) const MAX_LINE: usize = 16 * 1024;
+pub(crate) const MAX_LINE: usize = 16 * 1024;
 
 /// Turns reads into lines.
 #[derive(Debug, Default)]
-pub(super) struct Lines {
+pub(crate) struct Lines {
     partial: Vec<u8>,
 }
 
 impl Lines {
     /// Takes what was read and hands every complete line on, without its end.
-    pub(super) fn feed(&mut self, mut read: &[u8], mut line: impl FnMut(&[u8])) {
+    pub(crate) fn feed(&mut self, mut read: &[u8], mut line: impl FnMut(&[u8])) {
         while let Some(end) = read.iter().position(|byte| *byte == b'\n') {
             self.partial.extend_from_slice(&read[..end]);
             line(&self.partial);
@@ -35,7 +35,7 @@ impl Lines {
     }
 
     /// Hands on what has no end yet.
-    pub(super) fn flush(&mut self, mut line: impl FnMut(&[u8])) {
+    pub(crate) fn flush(&mut self, mut line: impl FnMut(&[u8])) {
         if !self.partial.is_empty() {
             line(&self.partial);
             self.partial.clear();
@@ -44,20 +44,20 @@ impl Lines {
 }
 
 /// A line as text: without a carriage return, cut where it is very long.
-pub(super) fn text(line: &[u8]) -> String {
+pub(crate) fn text(line: &[u8]) -> String {
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     String::from_utf8_lossy(&line[..line.len().min(MAX_LINE)]).into_owned()
 }
 
 /// The last lines of a worker, of each of its outputs: a flood on one must not wash away the error on the other.
 #[derive(Debug, Default)]
-pub(super) struct Tail {
+pub(crate) struct Tail {
     lines: [VecDeque<(u64, String)>; 2],
     count: u64,
 }
 
 impl Tail {
-    pub(super) fn push(&mut self, stream: Stream, line: String) {
+    pub(crate) fn push(&mut self, stream: Stream, line: String) {
         let lines = &mut self.lines[usize::from(stream == Stream::Stderr)];
         if lines.len() == TAIL_LINES {
             lines.pop_front();
@@ -67,7 +67,7 @@ impl Tail {
     }
 
     /// Both outputs' lines in the order they were read.
-    pub(super) fn take(&mut self) -> Vec<String> {
+    pub(crate) fn take(&mut self) -> Vec<String> {
         let mut lines: Vec<_> = self.lines.iter_mut().flat_map(std::mem::take).collect();
         lines.sort_unstable_by_key(|(count, _)| *count);
         lines.into_iter().map(|(_, line)| line).collect()
@@ -76,14 +76,14 @@ impl Tail {
 
 /// One worker's log file.
 #[derive(Debug)]
-pub(super) struct Log {
+pub(crate) struct Log {
     path: PathBuf,
     file: Option<File>,
 }
 
 impl Log {
     /// Opens `attempt_<attempt>/rank_<slot>.log` under `folder` for appending.
-    pub(super) fn open(folder: &Path, attempt: u32, slot: usize) -> Result<Self> {
+    pub(crate) fn open(folder: &Path, attempt: u32, slot: usize) -> Result<Self> {
         let folder = folder.join(format!("attempt_{attempt}"));
         let path = folder.join(format!("rank_{slot}.log"));
         let failed = |operation, path: &Path| {
@@ -96,7 +96,7 @@ impl Log {
     }
 
     /// Writes a whole line. A full disk must not end the run: the log stops, with a warning, and the tail goes on.
-    pub(super) fn line(&mut self, line: &[u8]) {
+    pub(crate) fn line(&mut self, line: &[u8]) {
         let Some(file) = &mut self.file else { return };
         let mut whole = Vec::with_capacity(line.len() + 1);
         whole.extend_from_slice(line);
@@ -110,13 +110,13 @@ impl Log {
 
 /// What is kept of a worker's output for one gang.
 #[derive(Debug, Default)]
-pub(super) struct Record {
-    pub(super) log: Option<Log>,
-    pub(super) tail: Tail,
+pub(crate) struct Record {
+    pub(crate) log: Option<Log>,
+    pub(crate) tail: Tail,
 }
 
 impl Record {
-    pub(super) fn line(&mut self, stream: Stream, line: &[u8], text: String) {
+    pub(crate) fn line(&mut self, stream: Stream, line: &[u8], text: String) {
         if let Some(log) = &mut self.log {
             log.line(line);
         }

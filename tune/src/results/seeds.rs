@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::{Direction, History, Scope};
+use crate::scheduler::Config;
 
 /// Trials of one configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Group {
     /// What they have in common: the configuration without the seed.
-    pub config: BTreeMap<String, Value>,
+    pub config: Config,
     /// Their numbers.
     pub trials: Vec<u32>,
     /// The mean of their values.
@@ -32,7 +33,7 @@ pub fn over_seeds(
     scope: Scope,
 ) -> Vec<Group> {
     // Values of JSON have no order; their texts do, and equal values have equal texts.
-    let mut groups: BTreeMap<String, (BTreeMap<String, Value>, Vec<(u32, f64)>)> = BTreeMap::new();
+    let mut groups: BTreeMap<String, (Config, Vec<(u32, f64)>)> = BTreeMap::new();
     for trial in trials {
         let Some(value) = trial.score(metric, direction, scope) else { continue };
         let mut config = trial.config.clone();

@@ -46,6 +46,7 @@ mod resizing;
 mod roster;
 mod rung;
 mod score;
+mod space;
 mod turn;
 mod wilcoxon;
 

@@ -1,0 +1,133 @@
+//! The nodes of a test cluster on this host: how to break one, and how to put it back.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+fn run_folder() -> PathBuf {
+    PathBuf::from(std::env::var_os("REGATTA_TEST_SLURM").expect("a cluster"))
+}
+
+/// What one of Slurm's tools says.
+pub(crate) fn tool(name: &str, args: &[&str]) -> String {
+    let said = Command::new(name).args(args).output().unwrap();
+    format!("{}{}", String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr))
+}
+
+/// Waits until there is something.
+pub(crate) fn eventually<T>(within: Duration, mut look: impl FnMut() -> Option<T>) -> T {
+    let since = Instant::now();
+    loop {
+        match look() {
+            Some(found) => return found,
+            None if since.elapsed() > within => panic!("it did not happen within {within:?}"),
+            None => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}
+
+/// Waits until no job and no broken node is left.
+pub(crate) fn all_idle(within: Duration) {
+    eventually(within, || {
+        let idle = tool("sinfo", &["-h", "-N", "-p", "main", "-t", "idle", "-o", "%N"]);
+        (idle.lines().count() == 3).then_some(())
+    });
+}
+
+pub(crate) fn pids() -> Vec<i32> {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+fn read(pid: i32, what: &str) -> String {
+    String::from_utf8_lossy(&std::fs::read(format!("/proc/{pid}/{what}")).unwrap_or_default()).into_owned()
+}
+
+pub(crate) fn environment_of(pid: i32) -> String {
+    read(pid, "environ")
+}
+
+fn parent(pid: i32) -> Option<i32> {
+    let status = read(pid, "status");
+    status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok())
+}
+
+pub(crate) fn alive(pid: i32) -> bool {
+    let stat = read(pid, "stat");
+    !stat.is_empty() && !stat.contains(") Z ")
+}
+
+/// Waits until none of the processes is left.
+pub(crate) fn gone(pids: &[i32], within: Duration) {
+    eventually(within, || (!pids.iter().any(|pid| alive(*pid))).then_some(()));
+}
+
+pub(crate) fn signal(pid: i32, signal: Signal) {
+    if let Some(pid) = Pid::from_raw(pid) {
+        kill_process(pid, signal).ok();
+    }
+}
+
+/// A node: its daemon, with what is needed to start that again.
+pub(crate) struct Node {
+    pub(crate) name: String,
+    daemon: i32,
+    arguments: Vec<String>,
+    variables: Vec<(String, String)>,
+}
+
+impl Node {
+    pub(crate) fn find(name: &str) -> Self {
+        let daemon = std::fs::read_to_string(run_folder().join("pid").join(name)).unwrap();
+        let daemon = daemon.trim().parse().unwrap();
+        let parts = |what| -> Vec<String> {
+            read(daemon, what).split('\0').filter(|part| !part.is_empty()).map(str::to_owned).collect()
+        };
+        let variable =
+            |text: String| text.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let variables = parts("environ").into_iter().filter_map(variable).collect();
+        Self { name: name.to_owned(), daemon, arguments: parts("cmdline"), variables }
+    }
+
+    /// Its daemon, and every process of every job on it, with those that watch over them.
+    fn processes(&self) -> Vec<i32> {
+        let mark = format!("SLURMD_NODENAME={}", self.name);
+        let here = |pid: &i32| environment_of(*pid).split('\0').any(|variable| variable == mark);
+        let mut found: Vec<i32> = pids().into_iter().filter(here).collect();
+        let watchers: Vec<i32> = found.iter().filter_map(|pid| parent(*pid)).collect();
+        found.extend(watchers.into_iter().filter(|pid| read(*pid, "comm").starts_with("slurmstepd")));
+        found.push(self.daemon);
+        found
+    }
+
+    fn all(&self, what: Signal) {
+        // Watchers first, so that none of them tells of what befalls the others.
+        for pid in self.processes().into_iter().rev() {
+            signal(pid, what);
+        }
+    }
+
+    /// The power goes.
+    pub(crate) fn kill(&self) {
+        self.all(Signal::KILL);
+    }
+
+    /// Everything stands still, and every connection stays open.
+    pub(crate) fn stop(&self) {
+        self.all(Signal::STOP);
+    }
+
+    /// Goes on, or boots again.
+    pub(crate) fn restore(&self) {
+        self.all(Signal::CONT);
+        if alive(self.daemon) {
+            return;
+        }
+        let mut daemon = Command::new(&self.arguments[0]);
+        daemon.args(&self.arguments[1..]).env_clear().envs(self.variables.iter().cloned());
+        let daemon = daemon.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::fs::write(run_folder().join("pid").join(&self.name), daemon.id().to_string()).unwrap();
+    }
+}
