@@ -131,3 +131,68 @@ impl Coordinator for StoreCoordinator {
         Ok(message)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use regatta_comm::store::MemoryStore;
+    use std::sync::Mutex;
+
+    const SOON: Duration = Duration::from_secs(20);
+
+    type Lost = Arc<Mutex<Option<(u32, String)>>>;
+
+    fn ranks(world: u32) -> (Vec<StoreCoordinator>, Arc<MemoryStore>, Lost) {
+        let (store, lost) = (Arc::new(MemoryStore::new()), Lost::default());
+        let rank = |rank| {
+            let lost = lost.clone();
+            let over: Over = Arc::new(move || lost.lock().unwrap().clone());
+            StoreCoordinator { store: store.clone(), rank, world, over }
+        };
+        ((0..world).map(rank).collect(), store.clone(), lost)
+    }
+
+    #[test]
+    fn messages_of_any_size_come_to_all_and_leave_nothing_behind() {
+        let (ranks, store, _) = ranks(3);
+        let message = |rank: u32| vec![rank as u8; [0, 7, PART, 3 * PART + 5][rank as usize % 4]];
+        std::thread::scope(|scope| {
+            for rank in &ranks {
+                scope.spawn(move || {
+                    for round in 0..4 {
+                        let deadline = Instant::now() + SOON;
+                        let all = rank.gather("g", message(rank.rank + round), deadline).unwrap();
+                        if rank.rank == 0 {
+                            assert_eq!(all, (0..3).map(|rank| message(rank + round)).collect::<Vec<_>>());
+                        }
+                        let key = format!("b{round}");
+                        let got = rank.broadcast(&key, message(rank.rank + round), deadline).unwrap();
+                        assert!(got == message(round));
+                    }
+                });
+            }
+        });
+        // It prints what it holds.
+        assert!(format!("{store:?}").contains("values: Mutex { data: {}"), "{store:?}");
+    }
+
+    #[test]
+    fn a_wait_ends_at_its_deadline_and_names_who_owes() {
+        let (ranks, ..) = ranks(2);
+        let error = ranks[0].gather("g", Vec::new(), Instant::now() + 2 * SLICE).unwrap_err();
+        assert!(matches!(&error, Error::Timeout { what, .. } if what.contains("rank 1")), "{error}");
+    }
+
+    #[test]
+    fn a_wait_ends_at_once_when_a_peer_is_lost() {
+        let (ranks, _, lost) = ranks(2);
+        let began = Instant::now();
+        let error = std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| ranks[1].broadcast("b", Vec::new(), Instant::now() + 10 * SOON));
+            *lost.lock().unwrap() = Some((0, "it is gone".into()));
+            waiting.join().unwrap().unwrap_err()
+        });
+        assert!(matches!(error, Error::Peer { rank: 0, .. }), "{error}");
+        assert!(began.elapsed() < SOON);
+    }
+}

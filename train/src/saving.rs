@@ -69,6 +69,8 @@ pub(crate) struct Saving {
     /// Step and epoch of the last save that was begun, and of the last that was committed.
     begun: Option<(u64, u64)>,
     committed: Option<(u64, u64)>,
+    /// Why the last save failed, if it did.
+    failure: Option<String>,
 }
 
 impl Saving {
@@ -86,6 +88,7 @@ impl Saving {
             last: None,
             begun: None,
             committed: None,
+            failure: None,
         }
     }
 
@@ -152,11 +155,10 @@ impl Saving {
         state.check()?;
         self.open()?;
         // The one before must be told first, and its buffer is needed.
-        let before = self.settle();
+        self.settle().or_else(tolerable)?;
         self.policy.saved(self.now());
         self.begun = Some((moment.step, moment.epoch));
-        let begun = before.and_then(|()| self.start_save(state, &moment));
-        match begun {
+        match self.start_save(state, &moment) {
             Ok(ticket) => {
                 self.flight = Some(Flight { ticket, step: moment.step, metrics: moment.metrics });
                 if self.start.checkpoint.r#async { Ok(()) } else { self.settle().or_else(tolerable) }
@@ -246,15 +248,16 @@ impl Saving {
         self.settle()?;
         match self.committed == this {
             true => Ok(()),
-            false => Err(CheckpointError::NotAvailable(
-                "the checkpoint asked for when stopping could not be saved, see the log; the earlier ones are untouched"
-                    .into(),
-            )
-            .into()),
+            false => {
+                let why = self.failure.take().unwrap_or_else(|| "it was not committed".into());
+                let what = "the checkpoint that the stop asks for";
+                Err(Error::NotAvailable { what, why: format!("{why}; the earlier ones are untouched") })
+            }
         }
     }
 
-    fn tell(&self, committed: Committed) {
+    fn tell(&mut self, committed: Committed) {
+        self.failure.clone_from(&committed.error);
         if let Some(error) = &committed.error {
             tracing::error!(step = committed.step, error, "a checkpoint was not saved; training goes on");
         }
@@ -285,11 +288,13 @@ fn failed(moment: &Moment, error: &Error) -> Committed {
     Committed { step: moment.step, error: Some(error.to_string()), ..Committed::default() }
 }
 
-/// A save that failed costs its checkpoint, not the run; but who has a successor must not go on.
+/// A save that failed costs its checkpoint, not the run. But who has a successor must not go on; and a component that cannot be
+/// saved has failed itself.
 fn tolerable(error: Error) -> Result<()> {
     match error {
         Error::Checkpoint(CheckpointError::Fenced { .. }) => Err(error),
-        _ => Ok(()),
+        Error::Checkpoint(_) => Ok(()),
+        other => Err(other),
     }
 }
 

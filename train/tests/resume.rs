@@ -258,3 +258,107 @@ async fn who_has_a_successor_stops_saving() {
     run.start.checkpoint.r#async = false;
     assert_eq!(run.play().await.done(0).value, json!(true));
 }
+
+fn mount(arguments: &[&str]) -> bool {
+    let program = if arguments.len() > 2 { "mount" } else { "umount" };
+    std::process::Command::new(program).args(arguments).status().is_ok_and(|status| status.success())
+}
+
+#[tokio::test]
+async fn a_full_disk_costs_checkpoints_and_not_the_run_but_a_stop_needs_its_own() {
+    let disk = tempfile::tempdir().unwrap();
+    let path = disk.path().to_str().unwrap().to_owned();
+    if !mount(&["-t", "tmpfs", "-o", "size=3m", "tmpfs", &path]) {
+        eprintln!("skipped: a tmpfs cannot be mounted here");
+        return;
+    }
+    let full = |stop: Option<u64>| {
+        let mut run = Run::new(2, |ctx, _| {
+            let weights = Weights::new(1 << 20);
+            let mut state = ctx.state().with("model", weights.clone());
+            ctx.restore(&mut state)?;
+            for step in 1..=6 {
+                weights.learn(step, 1);
+                ctx.step(&state)?;
+            }
+            Ok(weights.hash().into())
+        });
+        run.start.storage.clone_from(&path);
+        run.start.checkpoint =
+            CheckpointConfig { every: Every::Steps(1), r#async: false, ..Default::default() };
+        run.start.stop.steps = stop;
+        run
+    };
+    let end = full(None).play().await;
+    let mut stopping = full(Some(5));
+    stopping.start.generation = 2;
+    let stopped = stopping.play().await.failed();
+    let left = std::fs::read_dir(disk.path().join("checkpoints")).unwrap();
+    let left: Vec<_> = left.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    assert!(mount(&["-l", &path]));
+    end.finished();
+    let commits = end.commits();
+    let good: Vec<u64> =
+        commits.iter().filter(|commit| commit.error.is_none()).map(|commit| commit.step).collect();
+    assert_eq!((commits.len(), &good[..]), (6, &[1, 2][..]), "{commits:?}");
+    let error = commits[3].error.as_ref().unwrap();
+    assert!(error.contains("space"), "{error}");
+    assert_eq!(end.done(0).checkpoint.as_deref(), Some(&*commits[1].name));
+    assert_eq!(left.iter().filter(|name| name.starts_with("step-")).count(), 2, "{left:?}");
+    let message = &stopped.root.message;
+    assert!(
+        message.contains("the checkpoint that the stop asks for") && message.contains("space"),
+        "{message}"
+    );
+}
+
+/// A component that breaks.
+struct Broken;
+
+impl regatta_train::Stateful for Broken {
+    fn values(&self) -> regatta_train::Result<Value> {
+        Err(Error::other("look at the data", "the loop failed at sample 7"))
+    }
+
+    fn load(&mut self, _: &dyn regatta_train::SavedPart) -> regatta_train::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_component_that_cannot_be_saved_ends_the_run_and_a_save_that_failed_costs_no_later_one() {
+    let run = Run::new(2, |ctx, _| {
+        let state = ctx.state().with("data", Broken);
+        ctx.report(metrics! { x: 1 }).checkpoint(&state)?;
+        Ok(Value::Null)
+    });
+    let message = run.play().await.failed().root.message;
+    assert!(message.contains("the loop failed at sample 7"), "{message}");
+
+    let mut run = Run::new(1, |ctx, _| {
+        let mut state = ctx.state().with("x", Tracked::new(1));
+        ctx.restore(&mut state)?;
+        let (there, away) = (ctx.folder().join("checkpoints"), ctx.folder().join("away"));
+        for step in 1..=3 {
+            // The storage is gone for the first two steps.
+            match step {
+                1 => {
+                    std::fs::rename(&there, &away)?;
+                    std::fs::write(&there, "in the way")?;
+                }
+                3 => {
+                    std::fs::remove_file(&there)?;
+                    std::fs::rename(&away, &there)?;
+                }
+                _ => {}
+            }
+            ctx.step(&state)?;
+        }
+        Ok(Value::Null)
+    });
+    run.start.checkpoint.every = Every::Steps(1);
+    let end = run.play().await;
+    end.finished();
+    let failed: Vec<bool> = end.commits().iter().map(|commit| commit.error.is_some()).collect();
+    assert_eq!(failed, [true, true, false], "{:?}", end.commits());
+}

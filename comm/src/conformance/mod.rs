@@ -12,6 +12,7 @@
 mod behaviour;
 mod reference;
 mod results;
+mod store;
 
 pub use behaviour::{
     abort_reaches_everyone, arguments_leave_the_group_usable, deadline_names_the_missing, leaving_is_noticed,
@@ -24,6 +25,7 @@ pub use results::{
     random_sequences_agree_with_the_reference, reductions_agree_with_the_reference,
     results_are_bit_identical,
 };
+pub use store::store_keeps_its_promises;
 
 use crate::ProcessGroup;
 
