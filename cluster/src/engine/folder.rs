@@ -165,7 +165,7 @@ mod tests {
         assert!(all(all_jobs.path(), &labels).unwrap().is_empty(), "not submitted yet");
         job.write("engine_id", OsStr::new("17\n")).unwrap();
         drop(claim);
-        assert_eq!(all(all_jobs.path(), &labels).unwrap(), [id.clone()]);
+        assert_eq!(all(all_jobs.path(), &labels).unwrap(), std::slice::from_ref(&id));
         assert_eq!(JobFolder::existing(all_jobs.path(), &id, "test").unwrap().1, "17");
         let other = BTreeMap::from([("run".to_owned(), "other".to_owned())]);
         assert!(all(all_jobs.path(), &other).unwrap().is_empty());
