@@ -127,9 +127,9 @@ impl Node {
         }
         let mut daemon = Command::new(&self.arguments[0]);
         daemon.args(&self.arguments[1..]).env_clear().envs(self.variables.iter().cloned());
-        // It lives on by itself, until whoever started the engine takes it down.
-        #[allow(clippy::zombie_processes)]
-        let daemon = daemon.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut daemon =
+            daemon.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         std::fs::write(run_folder().join("pid").join(&self.name), daemon.id().to_string()).unwrap();
+        std::thread::spawn(move || daemon.wait());
     }
 }
