@@ -2,6 +2,7 @@
 
 mod amp;
 mod autograd;
+mod context;
 mod cuda;
 mod loader;
 mod memory;
