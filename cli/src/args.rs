@@ -100,6 +100,9 @@ pub(crate) struct Shown {
 pub(crate) struct Resume {
     /// The run: its name, the beginning of it, or its folder
     pub(crate) run: String,
+    /// How many workers go on with it; as many as before otherwise
+    #[arg(long, short)]
+    pub(crate) workers: Option<usize>,
     /// Where runs lie
     #[arg(long, default_value = ROOT)]
     pub(crate) root: PathBuf,

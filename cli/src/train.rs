@@ -34,7 +34,10 @@ pub(crate) fn run(args: &Train, json: bool) -> Outcome {
 /// `regatta resume RUN`.
 pub(crate) fn resume(args: &Resume, json: bool) -> Outcome {
     let found = runs::find(&args.run, &args.root)?;
-    let trainer = Trainer::of_run(&found.folder.to_string_lossy())?;
+    let mut trainer = Trainer::of_run(&found.folder.to_string_lossy())?;
+    if let Some(workers) = args.workers {
+        trainer = trainer.workers(workers);
+    }
     fit(trainer, Some(&found.folder), &args.show, json)
 }
 

@@ -120,3 +120,15 @@ fn an_interrupted_run_ends_with_the_same_bits() {
     assert_eq!(beheaded.signal(Signal::KILL), None);
     assert_eq!(beheaded.resume(&[]).hash(), calm, "after the controller's death");
 }
+
+#[test]
+fn another_number_of_workers_goes_on_with_the_same_data() {
+    let storage = tempfile::tempdir().unwrap();
+    for (name, before, after) in [("fewer", 2, "1"), ("more", 1, "2")] {
+        let mut run = Run::start(storage.path(), name, before);
+        run.well_under_way(Duration::from_millis(30));
+        assert_eq!(run.signal(Signal::TERM), Some(75));
+        // Were a sample of the epoch under way left out, or taken twice, it would fail.
+        assert!(!run.resume(&["--workers", after]).hash().is_empty());
+    }
+}

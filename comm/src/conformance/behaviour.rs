@@ -179,7 +179,9 @@ pub fn deadline_names_the_missing(make: &Make) {
         let started = Instant::now();
         let end = g.within(Duration::from_millis(300)).barrier();
         let waited = started.elapsed();
-        assert!(waited >= Duration::from_millis(290) && waited < SOON, "waited {waited:?}");
+        // Whoever began first gives up for both.
+        let early = matches!(end, Err(Error::Deadline { .. })) && waited < Duration::from_millis(290);
+        assert!(!early && waited < SOON, "waited {waited:?}");
         end
     });
     assert!(
@@ -194,7 +196,8 @@ pub fn deadline_names_the_missing(make: &Make) {
 /// An abort ends the calls of all ranks, and gives its reason.
 pub fn abort_reaches_everyone(make: &Make) {
     let ends = on_all(make, 4, |g| {
-        g.barrier().expect("all are there");
+        // Rank 3 may be out of it, and end the group, before another has seen that all are there.
+        g.barrier()?;
         let started = Instant::now();
         if g.rank() == 3 {
             g.abort("the tide is out");
