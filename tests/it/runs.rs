@@ -86,7 +86,8 @@ echo "rank $RANK of $WORLD_SIZE at $MASTER_ADDR:$MASTER_PORT from $count"
 stopped=0
 trap 'stopped=1' TERM
 save() {
-    mkdir -p "$REGATTA_CHECKPOINT_DIR/c$count/deep"; echo $count > "$REGATTA_CHECKPOINT_DIR/c$count/deep/count"
+    # SIGTERM goes to the whole group: without this it ends mkdir, and with it the save.
+    (trap '' TERM; mkdir -p "$REGATTA_CHECKPOINT_DIR/c$count/deep"); echo $count > "$REGATTA_CHECKPOINT_DIR/c$count/deep/count"
     : > "$REGATTA_CHECKPOINT_DIR/c$count/empty"
     echo "regatta: {\"checkpoint\": \"c$count\"}"
 }
