@@ -228,12 +228,13 @@ pub(crate) fn show(args: &Show, json: bool) -> Outcome {
     if attempts.len() > 1 || run.cause.is_some() {
         text.push('\n');
         for (number, attempt) in &attempts {
-            let cause = attempt.cause.as_ref().map_or("", |cause| cause.message.lines().last().unwrap_or(""));
+            let cause = attempt.cause.as_ref().and_then(|cause| cause.message.lines().last());
+            let cause = cause.map_or(String::new(), |cause| format!(": {cause}"));
             let outcome =
                 attempt.outcome.map_or("running".into(), |outcome| format!("{outcome:?}").to_lowercase());
             let from = attempt.restored.as_deref().unwrap_or("the beginning");
             text +=
-                &format!("attempt {number}: {} ranks from {from}, {outcome} {cause}\n", attempt.world_size);
+                &format!("attempt {number}: {} ranks from {from}, {outcome}{cause}\n", attempt.world_size);
         }
     }
     if let Some(cause) = &run.cause {

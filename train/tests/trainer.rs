@@ -11,7 +11,7 @@ use regatta_train::metrics::Merge::{Mean, Rank0};
 use regatta_train::wire::{Decision, Restore};
 use regatta_train::{
     CheckpointConfig, Error, FailureConfig, RunConfig, RunEvent, RunResult, Status, StopReason, Threshold,
-    Trainer,
+    TrainContext, Trainer, metrics,
 };
 use serde_json::Value;
 use support::Move::*;
@@ -211,6 +211,27 @@ fn a_stop_is_graceful_and_the_run_goes_on_where_it_was() {
     let start = seen.lock().unwrap().starts[0].clone();
     assert_eq!((start.attempt, start.generation, start.restore), (2, 2, Restore::Newest));
     assert!(heard.lock().unwrap().contains(&"report 2 at 12".to_owned()), "{heard:?}");
+}
+
+#[test]
+fn the_total_time_covers_every_iteration() {
+    let root = root();
+    let work = |ctx: &mut TrainContext, _: Value| -> regatta_train::Result<()> {
+        for _ in 0..2 {
+            std::thread::sleep(Duration::from_millis(100));
+            ctx.report(metrics! { loss: 1.0 }).send()?;
+        }
+        Ok(())
+    };
+    let storage = root.path().to_string_lossy();
+    let result = Trainer::new(work, Value::Null).in_process().storage(storage).fit().unwrap();
+    let values = |name| result.history(name).unwrap().into_iter().map(|point| point.value);
+    let mut sum = 0.0;
+    for (total, iteration) in values("time_total").zip(values("time_iteration")) {
+        sum += iteration;
+        assert!(iteration >= 0.1 && total >= sum, "{total} seconds, of which {sum} are known");
+    }
+    assert!(sum >= 0.2);
 }
 
 #[test]

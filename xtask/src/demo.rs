@@ -15,7 +15,7 @@ const RESUMABLE: i32 = 75;
 
 pub(crate) fn run() -> Result<()> {
     libtorch::setup(false)?;
-    sh(cargo().args(["build", "--release", "--package", "mnist_resnet"]))?;
+    sh(cargo().args(["build", "--release", "--workspace", "--bin", "mnist_resnet"]))?;
     let name = format!("demo-{}", std::process::id());
     let folder = root().join("runs/mnist").join(&name);
 

@@ -27,7 +27,7 @@ pub(crate) struct Settings {
 
 /// Builds the training in release.
 pub(crate) fn build() -> Result<PathBuf> {
-    sh(cargo().args(["build", "--release", "--quiet", "--package", "regatta", "--example", NAME]))?;
+    sh(cargo().args(["build", "--release", "--quiet", "--workspace", "--example", NAME]))?;
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
     Ok(target.join("release/examples").join(NAME))
 }

@@ -408,7 +408,7 @@ impl Drive {
         let Merged { index, step, epoch, metrics, seconds } = merged;
         let iteration = self.attempt.before + index;
         let took = seconds - std::mem::replace(&mut self.attempt.seconds, seconds);
-        let total = self.machine.spent().as_secs_f64();
+        let total = self.machine.spent(self.now()).as_secs_f64();
         let filled = [
             (EPOCH, epoch as f64),
             (ITERATION, iteration as f64),

@@ -272,14 +272,14 @@ impl Machine {
     }
 
     /// What all attempts took until now.
-    pub fn spent(&self) -> Duration {
+    pub fn spent(&self, now: Duration) -> Duration {
         let open = self.ledger.open.is_some() && self.phase != Phase::Planning;
-        self.ledger.spent + if open { self.now.saturating_sub(self.begun) } else { Duration::ZERO }
+        self.ledger.spent + if open { now.saturating_sub(self.begun) } else { Duration::ZERO }
     }
 
     /// When [`Input::Tick`] is needed at the latest.
     pub fn deadline(&self) -> Option<Duration> {
-        let limit = self.time_limit().map(|limit| limit.saturating_sub(self.spent()) + self.now);
+        let limit = self.time_limit().map(|limit| limit.saturating_sub(self.spent(self.now)) + self.now);
         // A restart waits for the end of the crew before it, whatever the time.
         let deadline = self.deadline.filter(|_| !(self.phase == Phase::Recovering && self.manned));
         [deadline, limit].into_iter().flatten().min()
@@ -638,7 +638,7 @@ impl Machine {
     /// What follows from the time alone.
     fn tick(&mut self) {
         if let Some(limit) = self.time_limit()
-            && self.spent() >= limit
+            && self.spent(self.now) >= limit
         {
             self.stop(StopReason::Reached(format!("{} s", limit.as_secs_f64())));
         }

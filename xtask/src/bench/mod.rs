@@ -126,12 +126,13 @@ impl Drop for Contestant {
     }
 }
 
-/// Builds a crate's benchmark in release and says how to start it.
+/// Builds a crate's benchmark in release and says how to start it. Features are those of the whole workspace, as everywhere here: a
+/// selection of its own for each would have half of the dependencies built again.
 pub(crate) fn build(package: &str, bench: &str) -> Result<Command> {
     let mut cargo = crate::cargo();
     cargo.args(["bench", "--no-run", "--message-format=json-render-diagnostics"]);
     let out = cargo
-        .args(["--package", package, "--bench", bench])
+        .args(["--workspace", "--bench", bench])
         .stderr(Stdio::inherit())
         .output()
         .context("cannot start cargo")?;
@@ -143,6 +144,7 @@ pub(crate) fn build(package: &str, bench: &str) -> Result<Command> {
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
         .filter(|message| message["target"]["name"] == bench)
+        .filter(|message| message["package_id"].as_str().is_some_and(|id| id.contains(package)))
         .find_map(|message| message["executable"].as_str().map(str::to_owned))
         .with_context(|| format!("cargo named no executable for {bench}"))?;
     Ok(Command::new(executable))

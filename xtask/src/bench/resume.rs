@@ -28,7 +28,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 fn compare(program: &Path, scratch: &Path, rounds: usize) -> Result<()> {
-    let settings = Settings { ranks: 2, epochs: 6, step_ms: 5 };
+    let settings = Settings { ranks: 2, epochs: 6, step_ms: 40 };
     let calm =
         Run::start(program, &scratch.join("calm"), &settings)?.value().context("the undisturbed run")?;
     let mut hashes = BTreeMap::new();
