@@ -41,7 +41,8 @@ const void* rg_identity(const at::Tensor* tensor);
 // Takes the gradients away: the next backward pass makes new ones.
 char* rg_grads_release(const at::Tensor* const* params, size_t count);
 // Copies a parameter's gradient, if it has one, into `view`, which becomes its gradient. The view must have its layout.
-char* rg_grad_into(const at::Tensor* param, const at::Tensor* view, bool* had);
+// Where `is_finite` is given, also says whether all of it is finite, at no further pass over memory.
+char* rg_grad_into(const at::Tensor* param, const at::Tensor* view, bool* had, bool* is_finite);
 // Queues a copy between a device and pinned memory in the current stream; both must live until it is done.
 char* rg_copy_async(const at::Tensor* to, const at::Tensor* from);
 char* rg_all_finite(const at::Tensor* tensor, bool* out);

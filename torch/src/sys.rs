@@ -84,7 +84,12 @@ unsafe extern "C" {
     pub(crate) fn rg_identity(tensor: *const C_tensor) -> *const c_void;
 
     pub(crate) fn rg_grads_release(params: *const *const C_tensor, count: usize) -> Message;
-    pub(crate) fn rg_grad_into(param: *const C_tensor, view: *const C_tensor, had: *mut bool) -> Message;
+    pub(crate) fn rg_grad_into(
+        param: *const C_tensor,
+        view: *const C_tensor,
+        had: *mut bool,
+        is_finite: *mut bool,
+    ) -> Message;
     pub(crate) fn rg_copy_async(to: *const C_tensor, from: *const C_tensor) -> Message;
     pub(crate) fn rg_all_finite(tensor: *const C_tensor, out: *mut bool) -> Message;
 

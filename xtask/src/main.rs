@@ -103,10 +103,19 @@ fn test(without_torch: bool) -> Result<()> {
     sh(cargo().args(["test", "--doc", "--quiet"]).args(&scope))
 }
 
-/// Cargo, in the root of this checkout.
+/// Cargo, in the root of this checkout. What the outer cargo says of this package is not passed on: build scripts of dependencies look at
+/// it, and would run anew, with all that stands on them, whenever this program and a plain cargo take turns.
 fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
+    for (name, _) in std::env::vars_os() {
+        if name
+            .to_str()
+            .is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_"))
+        {
+            command.env_remove(&name);
+        }
+    }
     command
 }
 

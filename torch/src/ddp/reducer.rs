@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use regatta_comm::nccl::DeviceGroup;
 use regatta_comm::{ProcessGroup, ReduceOp, Ticket};
-use tch::{Device, Tensor, no_grad};
+use tch::{Device, Kind, Tensor, no_grad};
 
 use super::arena::{Arena, Spec};
 use super::config::{Compression, DataParallelConfig, Unused};
@@ -20,7 +20,7 @@ use super::verdict::{Account, verdict};
 use super::way::Way;
 use crate::autograd;
 use crate::error::{BoxError, Error, Result};
-use crate::result::ddp::{all_finite, grad_into, release_grads};
+use crate::result::ddp::{Moved, all_finite, grad_into, release_grads};
 
 /// A parameter that is trained.
 pub(super) type Parameter = (String, Tensor);
@@ -37,6 +37,8 @@ pub(super) struct Reducer {
     flights: VecDeque<(usize, Ticket)>,
     /// Who takes part, while a reducing pass runs; hooks of other passes do nothing.
     running: Option<Present>,
+    /// The first parameter whose gradient was not finite as it came, in this pass.
+    infinite: Option<usize>,
     /// Whether all that has landed in this pass is finite.
     finite: bool,
     /// The order of arrival in the first pass, until buckets are rebuilt in it.
@@ -80,6 +82,7 @@ impl Reducer {
             tally,
             flights: VecDeque::new(),
             running: None,
+            infinite: None,
             finite: true,
             first_order: None,
             never_reached: None,
@@ -127,7 +130,7 @@ impl Reducer {
         self.tally.reset();
         self.flights.clear();
         self.way.clear();
-        self.finite = true;
+        (self.finite, self.infinite) = (true, None);
         self.surprise = None;
         self.running = Some(present);
         Ok(present)
@@ -168,8 +171,19 @@ impl Reducer {
             self.surprise.get_or_insert(parameter);
             return Ok(());
         }
-        grad_into(&self.parameters[parameter].1, self.arena.view(parameter)?)?;
+        self.take_in(parameter)?;
         Ok(self.advance(parameter)?)
+    }
+
+    /// Moves a parameter's gradient to its place in the buckets; false if it has none.
+    fn take_in(&mut self, parameter: usize) -> Result<bool> {
+        let view = self.arena.view(parameter)?;
+        let look = self.config.check_finite && !looked_at_late(view);
+        let moved = grad_into(&self.parameters[parameter].1, view, look)?;
+        if moved == (Moved::Into { finite: false }) {
+            self.infinite.get_or_insert(parameter);
+        }
+        Ok(moved != Moved::None)
     }
 
     /// Counts a parameter, launches what is complete, and moves along what is in flight.
@@ -208,7 +222,7 @@ impl Reducer {
         if let Some(present) = self.running {
             present.rescale(self.arena.flat(bucket), self.group.world_size())?;
         }
-        self.look_at(bucket)
+        if looked_at_late(self.arena.flat(bucket)) { self.look_at(bucket) } else { Ok(()) }
     }
 
     fn look_at(&mut self, bucket: usize) -> Result<()> {
@@ -254,10 +268,9 @@ impl Reducer {
     fn fill_in(&mut self) -> Result<Vec<usize>> {
         let mut unreached = Vec::new();
         for p in self.tally.missing() {
-            let view = self.arena.view(p)?;
             // It may have a gradient from passes that were accumulated before.
-            if !grad_into(&self.parameters[p].1, view)? {
-                let _ = no_grad(|| view.shallow_clone().f_zero_())?;
+            if !self.take_in(p)? {
+                let _ = no_grad(|| self.arena.view(p)?.shallow_clone().f_zero_().map_err(Error::from))?;
                 unreached.push(p);
             }
             self.advance(p)?;
@@ -289,7 +302,7 @@ impl Reducer {
         };
         let missing = unreached.iter().find(expected).filter(|_| present.here);
         let loss = loss.filter(|_| self.config.check_finite);
-        Account { missing: missing.copied(), surprise: self.surprise, loss }
+        Account { missing: missing.copied(), surprise: self.surprise, loss, infinite: self.infinite }
     }
 
     /// The first thing that is wrong on any rank, as an error on all of them.
@@ -332,6 +345,12 @@ impl Reducer {
         self.first_order = Some(order);
         Ok(())
     }
+}
+
+/// Whether a gradient is looked at once it is reduced rather than as it comes: on a GPU, where to look is to wait, and in 16 bits, whose sums
+/// may overflow although no part does.
+fn looked_at_late(tensor: &Tensor) -> bool {
+    tensor.device().is_cuda() || tensor.kind() == Kind::Half
 }
 
 fn caps(config: &DataParallelConfig) -> Caps {

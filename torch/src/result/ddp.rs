@@ -45,13 +45,23 @@ pub(crate) fn release_grads<'a>(parameters: impl Iterator<Item = &'a Tensor>) ->
     check("releasing gradients", unsafe { sys::rg_grads_release(pointers.as_ptr(), pointers.len()) })
 }
 
-/// Copies a parameter's gradient into `view`, which becomes its gradient; false if it has none.
-pub(crate) fn grad_into(parameter: &Tensor, view: &Tensor) -> Result<bool> {
-    let mut had = false;
-    // SAFETY: both tensors are alive.
-    let message = unsafe { sys::rg_grad_into(parameter.as_ptr(), view.as_ptr(), &mut had) };
+/// What became of a parameter's gradient.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moved {
+    /// It has none.
+    None,
+    /// It lies in its bucket; whether all of it is finite, if that was looked at (true otherwise).
+    Into { finite: bool },
+}
+
+/// Copies a parameter's gradient into `view`, which becomes its gradient, and looks at it on the way if told to.
+pub(crate) fn grad_into(parameter: &Tensor, view: &Tensor, look: bool) -> Result<Moved> {
+    let (mut had, mut finite) = (false, true);
+    let looked = if look { &raw mut finite } else { std::ptr::null_mut() };
+    // SAFETY: both tensors are alive; the flag is, or is null.
+    let message = unsafe { sys::rg_grad_into(parameter.as_ptr(), view.as_ptr(), &mut had, looked) };
     check("moving a gradient into its bucket", message)?;
-    Ok(had)
+    Ok(if had { Moved::Into { finite } } else { Moved::None })
 }
 
 /// Queues a copy between a device and pinned memory in the current stream. The caller keeps both until it is done.

@@ -255,7 +255,7 @@ fn losses_and_gradients_that_are_not_finite_are_the_same_error_at_the_same_step(
         failed
     });
     let error = same_error(outcomes);
-    assert_eq!(error.to_string(), "step 0: the gradient of second.bias is not finite");
+    assert_eq!(error.to_string(), "step 0: the gradient of second.bias on rank 0 is not finite");
 
     // One rank alone is checked too.
     let net = Net::new(2);
