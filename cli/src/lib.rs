@@ -59,7 +59,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
             if !problem.message.is_empty() {
-                eprintln!("error: {problem}");
+                out::say(&format!("error: {problem}"));
             }
             problem.exit()
         }
@@ -132,5 +132,7 @@ fn tracing_to_stderr() {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .without_time()
+        // It would panic where standard error cannot be written, a full disk for one.
+        .log_internal_errors(false)
         .try_init();
 }

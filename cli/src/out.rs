@@ -1,4 +1,4 @@
-//! Data goes to standard output, and nothing else does.
+//! Data goes to standard output, and nothing else does; words for people go to standard error.
 
 use std::io::{ErrorKind, Write};
 
@@ -29,6 +29,11 @@ pub(crate) fn write(bytes: &[u8]) -> Outcome {
         }
         _ => Ok(()),
     }
+}
+
+/// Writes a line to standard error. That nobody can hear it is no reason to end.
+pub(crate) fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// Rows of cells as aligned columns, the first row the heading.

@@ -21,6 +21,8 @@ enum Case {
     Report,
     /// From a worker's death until the user's code runs again.
     Recovery,
+    /// What being able to stop, report and resume costs a training, in parts of its time.
+    Overhead,
 }
 
 fn now() -> f64 {
@@ -60,7 +62,50 @@ fn cost(ctx: &mut TrainContext, cfg: Config) -> Result<f64> {
             ctx.barrier()?;
             Ok(0.0)
         }
+        Case::Overhead => overhead(ctx),
     }
+}
+
+/// Steps of a network of 1.9 million parameters and Adam, in blocks that take turns: bare ones, and ones that agree on stopping at every
+/// step, report every tenth and take a checkpoint.
+fn overhead(ctx: &mut TrainContext) -> Result<f64> {
+    const STEPS: usize = 250;
+    let vs = nn::VarStore::new(ctx.device());
+    let linear = |name: &str, from, to| nn::linear(vs.root() / name, from, to, Default::default());
+    let (first, second, third) = (linear("a", 784, 1024), linear("b", 1024, 1024), linear("c", 1024, 10));
+    let model = ctx.data_parallel(&vs)?;
+    let mut opt = Adam::new(&vs, 1e-3);
+    let state = ctx.state().model(&vs).optimizer(&opt);
+    let x = Tensor::randn([64, 784], (Kind::Float, ctx.device()));
+    let y = Tensor::zeros([64], (Kind::Int64, ctx.device()));
+    let mut block = |ctx: &mut TrainContext, guarded: bool| -> Result<f64> {
+        ctx.barrier()?;
+        let begun = Instant::now();
+        for i in 0..STEPS {
+            let hidden = x.apply(&first).relu().apply(&second).relu();
+            let loss = hidden.apply(&third).cross_entropy_for_logits(&y);
+            model.backward(&loss)?;
+            opt.step()?;
+            if guarded {
+                ctx.step(&state)?;
+                match i {
+                    0 => ctx.report(metrics! { i }).checkpoint(&state)?,
+                    i if i % 10 == 0 => ctx.report(metrics! { i }).send()?,
+                    _ => {}
+                }
+            }
+        }
+        ctx.barrier()?;
+        Ok(begun.elapsed().as_secs_f64())
+    };
+    block(ctx, true)?;
+    let mut shares = Vec::new();
+    for _ in 0..7 {
+        let bare = block(ctx, false)?;
+        shares.push(block(ctx, true)? / bare - 1.0);
+    }
+    shares.sort_by(f64::total_cmp);
+    Ok(shares[shares.len() / 2])
 }
 
 fn main() -> ExitCode {

@@ -94,3 +94,16 @@ fn the_environment_and_completions_are_told() {
     assert!(place.run(&["ls"]).code(0).out.contains("no runs"));
     assert_eq!(place.run(&["ls", "--json"]).code(0).json()["runs"], json!([]));
 }
+
+#[test]
+fn what_cannot_be_said_ends_nothing() {
+    let place = Place::new();
+    place.write("a.ron", "(trainable: \"sums\", config: (steps: 10))");
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut train = place.command(&["train", "a.ron", "--name", "mute"]);
+    let status = train.env("REGATTA_LOG", "debug").stderr(full()).status().unwrap();
+    assert_eq!(status.code(), Some(0));
+    place.run(&["show", "mute"]).code(0).says("done");
+    let status = place.command(&["show", "nothing-like-it"]).stderr(full()).status().unwrap();
+    assert_eq!(status.code(), Some(2));
+}

@@ -177,8 +177,10 @@ impl Writer {
                 Ok(committed) => self.shared.commit(committed),
                 Err(error) => {
                     let error = quota(error, &self.path, self.max_bytes);
+                    // Whoever waits is told first: to say it may fail as well.
+                    self.shared.fail(error.clone());
                     tracing::error!(path = %self.path.display(), %error, "the run's store stopped");
-                    return self.shared.fail(error);
+                    return;
                 }
             }
         }

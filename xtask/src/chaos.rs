@@ -151,7 +151,16 @@ fn strike(fault: Fault, run: &mut Run, disk: &Disk, draw: &mut Draw) -> Result<(
             run.signal(Signal::KILL)?;
             run.resume()?;
         }
-        Fault::FillDisk => disk.full_for(Duration::from_secs(4))?,
+        Fault::FillDisk => {
+            disk.full_for(Duration::from_secs(4))?;
+            // A run whose log has no room ends, and goes on from what is safe once there is some. It may report what it had done on its way
+            // out: only later epochs show that it still runs.
+            let going = run.step() + 100;
+            if let Some(status) = run.ends_before(going, RECOVERY)? {
+                ensure!(!soak::was_killed(status), "the full disk ended it with {status}");
+                run.resume()?;
+            }
+        }
         Fault::FlipByte => {
             run.signal(Signal::KILL)?;
             flip(&run.folder().join("checkpoints"), draw)?;

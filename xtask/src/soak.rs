@@ -102,6 +102,18 @@ impl Run {
         Ok(())
     }
 
+    /// How the controller ended, unless a step after this one is reported first.
+    pub(crate) fn ends_before(&mut self, step: u64, within: Duration) -> Result<Option<ExitStatus>> {
+        let begun = Instant::now();
+        while begun.elapsed() < within && self.step() <= step {
+            if let Some(status) = self.controller.try_wait()? {
+                return Ok(Some(status));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(self.controller.try_wait()?)
+    }
+
     /// Sends the controller a signal and waits for its end.
     pub(crate) fn signal(&mut self, signal: Signal) -> Result<ExitStatus> {
         kill_process(Pid::from_child(&self.controller), signal)?;

@@ -23,6 +23,8 @@ const MIRROR_EVERY: Duration = Duration::from_secs(30);
 const DURABLE_WITHIN: Duration = Duration::from_secs(60);
 /// How long sinks and copies get to catch up at the end.
 const CATCH_UP: Duration = Duration::from_secs(30);
+/// The same where the store itself failed: the run is to end, and what it stores is followed when it goes on.
+const HURRY: Duration = Duration::from_secs(1);
 
 /// What opening a run's store takes.
 pub(super) struct Opening {
@@ -222,14 +224,15 @@ impl Books {
     pub(super) async fn close(mut self) -> Result<()> {
         let settled = if self.opening.is_some() { self.ready().await.map(drop) } else { self.settle().await };
         let Some(mut opened) = self.opened else { return settled };
+        let within = if opened.store.failure().is_none() { CATCH_UP } else { HURRY };
         let closed = tokio::task::spawn_blocking(move || {
             let late = |what, result: regatta_track::Result<()>| {
                 if let Err(error) = result {
                     tracing::warn!(what, %error, "the run is stored, but not everything that follows it is up to date");
                 }
             };
-            late("sinks", opened.sinks.take().map_or(Ok(()), |sinks| sinks.finish(CATCH_UP)));
-            late("copy", opened.mirror.take().map_or(Ok(()), |mirror| mirror.finish(CATCH_UP).map(drop)));
+            late("sinks", opened.sinks.take().map_or(Ok(()), |sinks| sinks.finish(within)));
+            late("copy", opened.mirror.take().map_or(Ok(()), |mirror| mirror.finish(within).map(drop)));
             opened.store.close()
         });
         let closed = closed.await.map_err(|error| Error::other("close the run's store", error))?;

@@ -11,13 +11,15 @@ use super::{Args, Contestant, build, median, rounded};
 use crate::{python, root};
 
 const CASES: [&str; 3] = ["start", "report", "recovery"];
+/// A case without a peer: what fault tolerance adds to a training without faults, in parts of its time.
+const OVERHEAD: &str = "overhead";
 
 /// Prints `{"case","ours_s","beyond_load_s","ray_s","vs_ray"}` a case. `beyond_load_s` leaves out what the dynamic linker takes to load
 /// libtorch, once for the controller and once for the workers, as measured beside it. `report` also tells the controller's resident
 /// memory beyond that of a process that has loaded libtorch and does nothing.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let cases: Vec<&str> = CASES.into_iter().filter(|case| case.contains(&args.case)).collect();
-    if cases.is_empty() {
+    if cases.is_empty() && !OVERHEAD.contains(&args.case) {
         return Ok(());
     }
     let program = build("regatta", "cost")?;
@@ -52,6 +54,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             line["controller_mb"] = json!(rounded(median(&memory)));
         }
         println!("{line}");
+    }
+    if OVERHEAD.contains(&args.case) {
+        let shares: Vec<f64> =
+            (0..args.rounds).map(|_| Ok(measure(program, &scratch, OVERHEAD)?.0)).collect::<Result<_>>()?;
+        println!("{}", json!({"case": OVERHEAD, "share": rounded(median(&shares))}));
     }
     Ok(())
 }
