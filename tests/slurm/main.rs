@@ -5,6 +5,7 @@
 
 #[path = "../../cluster/tests/nodes/mod.rs"]
 mod nodes;
+#[allow(dead_code, reason = "the tests of this host use all of it")]
 #[path = "../it/support.rs"]
 mod support;
 
