@@ -19,7 +19,7 @@ use crate::problem::{Outcome, Problem, advice};
 pub(crate) const PREFIX: &str = "REGATTA__";
 
 /// The parts of an experiment.
-const SECTIONS: [&str; 6] = ["trainable", "config", "scaling", "run", "checkpoint", "failure"];
+const SECTIONS: [&str; 7] = ["trainable", "config", "scaling", "run", "checkpoint", "failure", "engine"];
 
 /// Who set a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -140,7 +140,8 @@ impl Settings {
             if let Some(layer) = self.set.get(here) {
                 return layer.clone();
             }
-            if let Some(place) = place::find(&self.text, here)
+            let place = place::find(&self.text, here).or_else(|| place::find(&self.text, &plain(here)));
+            if let Some(place) = place
                 && (here == path || !SECTIONS.contains(&here))
             {
                 return Layer::File(self.file.clone(), place);
@@ -176,7 +177,7 @@ impl Settings {
             _ => false,
         });
         let why = first.map(|error| explain(&error)).unwrap_or_default();
-        Err(match unknown_key(&why) || (above && get(&self.tree, &path).is_none()) {
+        Err(match unknown_key(&why, &path) || (above && get(&self.tree, &path).is_none()) {
             true => self.no_such_key(&change.layer, &path),
             false => Problem::usage(format!("{}: {why}", change.layer)),
         })
@@ -207,7 +208,13 @@ impl Settings {
             (true, true) if named != "config" => Err(format!(
                 "`{named}` may be `{below_config}` or the experiment's own `{named}`: set it in the file"
             )),
-            (true, _) => Ok(named.into()),
+            (true, _) if get(&self.tree, named).is_some() => Ok(named.into()),
+            (true, _) => {
+                // `engine.nodes` is `engine.Slurm.nodes`.
+                let all = leaves(&self.tree).into_iter().map(|(path, _)| path);
+                let mut meant = all.filter(|path| !path.starts_with("config.") && plain(path) == named);
+                Ok(meant.next().unwrap_or_else(|| named.into()))
+            }
             (false, true) => Ok(below_config),
             (false, false) => {
                 let paths: Vec<String> = leaves(&self.tree).into_iter().map(|(path, _)| path).collect();
@@ -284,8 +291,10 @@ fn explain(error: &Error) -> String {
     }
 }
 
-fn unknown_key(why: &str) -> bool {
-    why.contains("unknown field") || why.contains("there is no such key")
+/// Whether it is the path's own last key that is unknown, and not one in its value.
+fn unknown_key(why: &str, path: &str) -> bool {
+    let key = path.rsplit('.').next().unwrap_or(path);
+    why.contains(&format!("unknown field `{key}`")) || why.contains(&format!("{path}: there is no such key"))
 }
 
 /// What is wrong with a file, with its place.
@@ -345,7 +354,8 @@ fn values(text: &str, present: Option<&Value>) -> Vec<Value> {
     let plain = Value::String(text.into());
     let read = read(text);
     let mut all = match present {
-        Some(Value::String(_)) if !text.starts_with('"') => vec![plain, read],
+        // What ends like a variant with something in it is mostly one.
+        Some(Value::String(_)) if !text.starts_with('"') && !text.ends_with(')') => vec![plain, read],
         _ => vec![read, plain],
     };
     all.dedup();
