@@ -1,13 +1,14 @@
 //! `regatta train` and `regatta resume`.
 
 use std::path::Path;
+use std::time::Duration;
 
 use regatta_cluster::local::LocalNode;
 use regatta_cluster::{Allocator, GangRequest};
 use regatta_train::config::Verbosity;
 use regatta_train::folder::RunFolder;
 use regatta_train::registry;
-use regatta_train::{Experiment, RunResult, Status, Trainable, Trainer};
+use regatta_train::{Experiment, RunConfig, RunResult, Status, Trainable, Trainer};
 use serde_json::{Value, json};
 
 use crate::args::{self, Resume, Train};
@@ -18,6 +19,11 @@ use crate::progress::{Look, Shown};
 use crate::runs;
 use crate::settings::{Override, Settings};
 use crate::term::{self, Mode, Terminal};
+
+/// How often the line is drawn on a terminal.
+const DRAWN: Duration = Duration::from_millis(100);
+/// How often a line is written elsewhere.
+const PLAIN: Duration = Duration::from_secs(30);
 
 /// `regatta train FILE`.
 pub(crate) fn run(args: &Train, json: bool) -> Outcome {
@@ -33,12 +39,16 @@ pub(crate) fn run(args: &Train, json: bool) -> Outcome {
 
 /// `regatta resume RUN`.
 pub(crate) fn resume(args: &Resume, json: bool) -> Outcome {
-    let found = runs::find(&args.run, &args.root)?;
-    let mut trainer = Trainer::of_run(&found.folder.to_string_lossy())?;
+    let remote = args.run.contains("://") && !args.run.starts_with("file://");
+    let folder = match remote {
+        true => RunFolder::find(&args.run, &RunConfig::default())?.path,
+        false => runs::find(args.run.trim_start_matches("file://"), &args.root)?.folder,
+    };
+    let mut trainer = Trainer::of_run(&folder.to_string_lossy())?;
     if let Some(workers) = args.workers {
         trainer = trainer.workers(workers);
     }
-    fit(trainer, Some(&found.folder), &args.show, json)
+    fit(trainer, Some(&folder), &args.show, json)
 }
 
 /// What options of their own stand for.
@@ -61,8 +71,10 @@ fn fit(trainer: Trainer, resumed: Option<&Path>, show: &args::Shown, json: bool)
     let terminal = Terminal::of_stderr();
     let quiet = experiment.run.verbosity == Verbosity::Quiet;
     let best = experiment.checkpoint.best.as_ref();
+    let mode = if quiet { Mode::None } else { terminal.mode(show.progress) };
     let look = Look {
-        mode: if quiet { Mode::None } else { terminal.mode(show.progress) },
+        mode,
+        every: if mode == Mode::Bar { DRAWN } else { PLAIN },
         colour: terminal.colour(),
         verbose: show.verbose || experiment.run.verbosity == Verbosity::Verbose,
         best: best.map(|best| (best.metric.clone(), best.mode == regatta_checkpoint::Mode::Max)),
@@ -80,12 +92,16 @@ fn fit(trainer: Trainer, resumed: Option<&Path>, show: &args::Shown, json: bool)
     }
 }
 
-/// The command that goes on with a run; `{run}` is filled in once its name is known.
+/// The command that goes on with a run; `{run}` and `{experiment}` are filled in once its names are known.
 fn resume_command(experiment: &Experiment<Value>, resumed: Option<&Path>) -> String {
     let program =
         std::env::args_os().next().map_or("regatta".into(), |arg| arg.to_string_lossy().into_owned());
     let storage = &experiment.run.storage;
-    let root = if storage.contains("://") && !storage.starts_with("file://") { runs::ROOT } else { storage };
+    if storage.contains("://") && !storage.starts_with("file://") {
+        // From there it goes on anywhere, whatever becomes of the folder here.
+        return format!("{program} resume {}/{{experiment}}/{{run}}", storage.trim_end_matches('/'));
+    }
+    let root = storage.trim_start_matches("file://");
     match resumed {
         Some(folder) if !folder.starts_with(std::env::current_dir().unwrap_or_default().join(runs::ROOT)) => {
             format!("{program} resume {}", folder.display())

@@ -1,7 +1,9 @@
 //! Tests of the whole, through a real program's command line: what is typed, what comes out, and the exit code.
 
 mod commands;
+mod faults;
 mod input;
 mod launch;
+mod remote;
 mod runs;
 mod support;
