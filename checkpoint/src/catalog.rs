@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::error::{Damage, Error, Result};
 use crate::manifest::{Commit, Manifest, Unreadable};
-use crate::names::{self, CheckpointName, FOLDER, PIN};
+use crate::names::{self, CheckpointName, FENCE, FOLDER, PIN};
 use crate::store::Store;
 
 /// No COMMIT is longer.
@@ -68,6 +68,15 @@ pub fn names(store: &dyn Store) -> Result<Vec<CheckpointName>> {
     let mut names: Vec<CheckpointName> = folders.filter_map(|entry| entry.name.parse().ok()).collect();
     names.sort_by(|a, b| b.cmp(a));
     Ok(names)
+}
+
+/// The newest generation that a saver entered here; 0 if none did. A successor has to take a later one.
+pub fn newest_generation(store: &dyn Store) -> Result<u64> {
+    let generations = store.list(FOLDER)?.into_iter().filter_map(|entry| {
+        let fence = entry.name.strip_prefix(FENCE).and_then(|generation| generation.parse().ok());
+        fence.or_else(|| entry.name.parse::<CheckpointName>().ok().map(|name| name.generation))
+    });
+    Ok(generations.max().unwrap_or(0))
 }
 
 /// Looks at one folder.

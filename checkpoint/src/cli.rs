@@ -344,7 +344,7 @@ fn gc(store: &dyn Store, policy: &Policy<'_>, dry_run: bool) -> Result<(Value, S
     let decisions = collect::plan(store, policy)?;
     let failures: Vec<String> = match dry_run {
         true => Vec::new(),
-        false => collect::carry_out(store, &decisions).iter().map(ToString::to_string).collect(),
+        false => collect::carry_out(store, &decisions).failures.iter().map(ToString::to_string).collect(),
     };
     let word = |remove| match (remove, dry_run) {
         (false, _) => "keep",

@@ -56,7 +56,7 @@ pub struct Decision {
 /// Decides about every folder; changes nothing.
 pub fn plan(store: &dyn Store, policy: &Policy<'_>) -> Result<Vec<Decision>> {
     let listed = catalog::list(store)?;
-    let newest = crate::commit::newest_generation(store)?;
+    let newest = catalog::newest_generation(store)?;
     let candidates: Vec<Candidate> = listed.iter().map(candidate).collect();
     let reasons = decide(&candidates, policy.retention);
     let decisions = listed.iter().zip(reasons).map(|(folder, reason)| {
@@ -107,28 +107,41 @@ fn judge_torn(folder: &Listed, policy: &Policy<'_>, newest: u64) -> (bool, Strin
     }
 }
 
-/// Removes what was decided; returns what could not be.
-pub fn carry_out(store: &dyn Store, decisions: &[Decision]) -> Vec<Error> {
-    let doomed = decisions.iter().filter(|decision| decision.remove);
-    doomed
-        .filter_map(|decision| {
-            let name: CheckpointName = decision.name.parse().ok()?;
-            let removed = match catalog::inspect(store, name.clone()).map(|listed| listed.status) {
-                Ok(Status::Torn) => remove_torn(store, &name),
-                Ok(_) => remove(store, &name),
-                Err(error) => Err(error),
-            };
-            removed.err()
-        })
-        .collect()
+/// What came of carrying decisions out.
+#[derive(Debug, Default)]
+pub struct Collected {
+    /// The folders that are gone.
+    pub removed: Vec<String>,
+    /// Why others are not, though it was decided.
+    pub failures: Vec<Error>,
 }
 
-/// Closes a folder without COMMIT and removes it, unless its save came to commit before.
-fn remove_torn(store: &dyn Store, name: &CheckpointName) -> Result<()> {
-    if close(store, name, name.generation)? {
+/// Removes what was decided.
+pub fn carry_out(store: &dyn Store, decisions: &[Decision]) -> Collected {
+    let mut collected = Collected::default();
+    for decision in decisions.iter().filter(|decision| decision.remove) {
+        let Ok(name) = decision.name.parse::<CheckpointName>() else { continue };
+        let removed = match catalog::inspect(store, name.clone()).map(|listed| listed.status) {
+            Ok(Status::Torn) => remove_torn(store, &name),
+            Ok(_) => remove(store, &name).map(|()| true),
+            Err(error) => Err(error),
+        };
+        match removed {
+            Ok(true) => collected.removed.push(decision.name.clone()),
+            Ok(false) => {}
+            Err(failure) => collected.failures.push(failure),
+        }
+    }
+    collected
+}
+
+/// Closes a folder without COMMIT and removes it, unless its save came to commit before; says whether it is gone.
+fn remove_torn(store: &dyn Store, name: &CheckpointName) -> Result<bool> {
+    let closed = close(store, name, name.generation)?;
+    if closed {
         remove(store, name)?;
     }
-    Ok(())
+    Ok(closed)
 }
 
 /// Puts an aborted COMMIT in a folder; says whether the folder is closed now.

@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use crate::collect;
 use crate::committer::{Action, Committer, Head, Input, Outcome, RankReport, Verdict};
 use crate::coordinator::Coordinator;
 use crate::error::{Error, Result};
@@ -12,6 +11,7 @@ use crate::manifest::Commit;
 use crate::names::{self, CheckpointName, FENCE, FOLDER};
 use crate::shard::{self, RankJob};
 use crate::store::{Created, Store};
+use crate::{catalog, collect};
 
 /// Takes a generation, the one given or the next one, on all ranks together. Returns it, and what makes this saver's
 /// names unique.
@@ -61,7 +61,7 @@ pub(crate) fn enter(
 fn fence(store: &dyn Store, wanted: Option<u64>) -> Result<u64> {
     store.make_folder(FOLDER)?;
     store.seal(FOLDER)?;
-    let newest = newest_generation(store)?;
+    let newest = catalog::newest_generation(store)?;
     let mut generation = wanted.unwrap_or(newest + 1);
     if newest > generation {
         return Err(Error::Fenced { ours: generation, current: newest, store: store.location() });
@@ -75,15 +75,6 @@ fn fence(store: &dyn Store, wanted: Option<u64>) -> Result<u64> {
     }
     collect::close_older(store, generation)?;
     Ok(generation)
-}
-
-/// The newest generation that entered.
-pub(crate) fn newest_generation(store: &dyn Store) -> Result<u64> {
-    let generations = store.list(FOLDER)?.into_iter().filter_map(|entry| {
-        let fence = entry.name.strip_prefix(FENCE).and_then(|generation| generation.parse().ok());
-        fence.or_else(|| entry.name.parse::<CheckpointName>().ok().map(|name| name.generation))
-    });
-    Ok(generations.max().unwrap_or(0))
 }
 
 /// Eight hexadecimal digits that no other saver has.
@@ -172,7 +163,7 @@ pub(crate) fn commit(store: &dyn Store, head: &Head, outcomes: Vec<Outcome>) -> 
                 Input::Exists(_) => Input::Failed("another manifest is in the folder already".to_owned()),
                 other => other,
             },
-            Action::ReadFence => match newest_generation(store) {
+            Action::ReadFence => match catalog::newest_generation(store) {
                 Ok(newest) => Input::Fence(newest),
                 Err(error) => Input::Failed(error.to_string()),
             },

@@ -64,6 +64,35 @@ pub fn newest_among(
     Err(Error::NoCheckpoint { store: store.location(), damaged })
 }
 
+/// Opens this checkpoint on all ranks together, which share the work of verifying it; a damaged one is refused by all of them.
+pub fn named_among(
+    store: Arc<dyn Store>,
+    coordinator: &dyn Coordinator,
+    name: &CheckpointName,
+    verify: Verify,
+    limit: Duration,
+) -> Result<Checkpoint> {
+    let deadline = Instant::now() + limit;
+    let opened = Checkpoint::open(store, name, verify);
+    let mine = match &opened {
+        Ok(checkpoint) if verify == Verify::Full => share(checkpoint, coordinator),
+        Ok(_) => Vec::new(),
+        Err(error) => vec![as_damage(name, error)],
+    };
+    // The others must hear of what this rank found before it gives up.
+    let all = exchange(coordinator, &format!("verify/{name}"), &mine, deadline)?;
+    let checkpoint = opened?;
+    match all.into_iter().next() {
+        None => Ok(checkpoint),
+        Some(damage) => Err(Error::Damaged(damage)),
+    }
+}
+
+/// The damage in this rank's share of a checkpoint.
+fn share(checkpoint: &Checkpoint, coordinator: &dyn Coordinator) -> Vec<Damage> {
+    checkpoint.verify(coordinator.rank() as usize, coordinator.world_size() as usize)
+}
+
 /// Stands in for the file's name in what the ranks tell each other.
 const NEWER: &str = "?newer-schema";
 
@@ -122,7 +151,7 @@ fn try_one(
 ) -> Result<Tried> {
     let checkpoint = Checkpoint::open(store.clone(), name, verify)?;
     if verify == Verify::Full {
-        let damage = checkpoint.verify(coordinator.rank() as usize, coordinator.world_size() as usize);
+        let damage = share(&checkpoint, coordinator);
         if !damage.is_empty() {
             return Ok(Err(damage));
         }

@@ -622,12 +622,11 @@ impl Worker {
             collect::Policy { retention: &self.retention, torn: collect::Torn::Fenced, live: Some(name) };
         match collect::plan(&*self.store, &policy) {
             Ok(plan) => {
-                for failure in collect::carry_out(&*self.store, &plan) {
+                let collected = collect::carry_out(&*self.store, &plan);
+                for failure in collected.failures {
                     tracing::warn!(%failure, "could not collect a checkpoint");
                 }
-                let doomed =
-                    plan.into_iter().filter(|decision| decision.remove).map(|decision| decision.name);
-                lock(&self.shared.state).removed.extend(doomed);
+                lock(&self.shared.state).removed.extend(collected.removed);
             }
             Err(error) => tracing::warn!(%error, "could not look for checkpoints to collect"),
         }

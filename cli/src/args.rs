@@ -101,7 +101,7 @@ pub(crate) struct Train {
     /// Print the plan and do nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Two batches through training, evaluation, saving and restoring
+    /// Two batches through training, evaluation and saving, and then a restart that restores them
     #[arg(long)]
     pub(crate) fast_dev_run: bool,
     #[command(flatten)]
@@ -121,7 +121,7 @@ pub(crate) struct Shown {
 
 #[derive(Debug, Args)]
 pub(crate) struct Resume {
-    /// The run: its name, the beginning of it, or its folder
+    /// The run: its name, the beginning of it, its folder, or its URL in an object store
     pub(crate) run: String,
     /// How many workers go on with it; as many as before otherwise
     #[arg(long, short)]

@@ -4,12 +4,13 @@
 use std::ffi::OsString;
 use std::time::Duration;
 
+use regatta_cluster::contract::{Contract, free_port};
+use regatta_cluster::env::THREADS;
 use regatta_cluster::local::{LocalConfig, LocalNode, LocalSpawner, Pinning};
 use regatta_cluster::{
     Cause, CauseKind, Events, Exit, Failure, GangRequest, Lease, Reason, Resources, Spawner, Stream,
     WorkerCommand, WorkerEvent,
 };
-use regatta_train::command::{Contract, free_port};
 
 use crate::args::Launch;
 use crate::out;
@@ -77,21 +78,15 @@ async fn attempt(
 ) -> Outcome<Ended> {
     let port = match args.master_port {
         Some(port) => port,
-        None => free_port()?,
+        None => free_port().map_err(|error| Problem::failed(format!("cannot find a free port: {error}")))?,
     };
     let run_id = format!("launch-{}", std::process::id());
-    let contract = Contract { run_id, restart, max_restarts: args.max_restarts, local: true, port };
+    let contract = Contract { run_id, restart, max_restarts: Some(args.max_restarts), local: true, port };
     let mut words = args.program.iter();
     let program = words.next().cloned().unwrap_or_default();
     let mut command = WorkerCommand::new(program).args(words).env("CUDA_VISIBLE_DEVICES", gpus);
     // Said by the user, it counts.
-    for name in [
-        "OMP_NUM_THREADS",
-        "MKL_NUM_THREADS",
-        "OPENBLAS_NUM_THREADS",
-        "RAYON_NUM_THREADS",
-        "NUMEXPR_NUM_THREADS",
-    ] {
+    for name in THREADS {
         if let Some(value) = std::env::var_os(name) {
             command = command.env(name, value);
         }
@@ -100,7 +95,7 @@ async fn attempt(
         command = command.env("PYTHONUNBUFFERED", OsString::from("1"));
     }
     let mut launch = regatta_cluster::Launch::new(command).attempt(restart + 1);
-    launch.slot_env = contract.slots(lease);
+    launch.slot_env = contract.slots_by_local_rank(lease);
     launch.logs = args.log_dir.clone();
     let events = spawner.launch(lease.id, launch).await?;
     watch(spawner, lease, events, signals, grace).await

@@ -10,15 +10,12 @@ use regatta_train::{Callback, RunEvent, Status};
 
 use crate::term::{Mode, bytes, count, duration, figure};
 
-/// How often a line is written where there is no terminal.
-const PLAIN: Duration = Duration::from_secs(30);
-/// How often the line is drawn on a terminal.
-const DRAWN: Duration = Duration::from_millis(100);
-
 /// What is shown.
 #[derive(Debug, Clone)]
 pub(crate) struct Look {
     pub(crate) mode: Mode,
+    /// How often progress is shown.
+    pub(crate) every: Duration,
     pub(crate) colour: bool,
     /// The ranks' own lines too.
     pub(crate) verbose: bool,
@@ -207,11 +204,10 @@ impl<W: Write + Send> Shown<W> {
     }
 
     fn draw(&mut self) {
-        let every = match self.look.mode {
-            Mode::Bar => DRAWN,
-            Mode::Plain => PLAIN,
-            _ => return,
-        };
+        let every = self.look.every;
+        if self.look.mode == Mode::None {
+            return;
+        }
         let now = Instant::now();
         // Elsewhere the first line comes after a while, too: what is there at once says little.
         let last = *self.drawn.get_or_insert(if self.look.mode == Mode::Bar { now - every } else { now });
@@ -304,7 +300,7 @@ impl<W: Write + Send> Callback for Shown<W> {
             RunEvent::Begun { experiment, run, seed, resumed, .. } => {
                 let resumed = if *resumed { "  resumed" } else { "" };
                 self.header.run = Some(format!("run {experiment}/{run}{resumed}  seed {seed}"));
-                self.look.resume = self.look.resume.replace("{run}", run);
+                self.look.resume = self.look.resume.replace("{run}", run).replace("{experiment}", experiment);
             }
             RunEvent::Environment(environment) => {
                 self.header.git = Some(environment.git.as_ref().map_or(String::new(), |git| {
@@ -361,5 +357,151 @@ impl<W: Write + Send> Callback for Shown<W> {
             }
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use regatta_train::StopReason;
+
+    use super::*;
+
+    /// What was written.
+    #[derive(Clone, Default)]
+    struct Paper(Arc<Mutex<Vec<u8>>>);
+
+    impl Paper {
+        fn text(&self) -> String {
+            String::from_utf8(std::mem::take(&mut self.0.lock().unwrap())).unwrap()
+        }
+    }
+
+    impl Write for Paper {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn shown(mode: Mode, every: Duration) -> (Shown<Paper>, Paper) {
+        let resume = "mnist resume {experiment}/{run}".into();
+        let best = Some(("acc".into(), true));
+        let (look, paper) =
+            (Look { mode, every, colour: false, verbose: false, best, resume }, Paper::default());
+        (Shown::new(look, paper.clone(), || 40), paper)
+    }
+
+    fn begin(shown: &mut Shown<Paper>) {
+        let folder = std::path::Path::new("runs/mnist/otter");
+        shown.on(&RunEvent::Begun { experiment: "mnist", run: "otter", folder, seed: 7, resumed: false });
+        shown.on(&RunEvent::Started { attempt: 1, world_size: 2, about: "2 x cpu, shm" });
+        shown.on(&RunEvent::Restored { checkpoint: None, step: 0, damaged: &[] });
+    }
+
+    fn progress(step: u64) -> Progress {
+        Progress {
+            step,
+            epoch: 2,
+            epochs: Some(10),
+            epoch_part: Some(0.31),
+            steps_per_second: 9.0,
+            samples_per_second: Some(2140.0),
+            data_wait: Some(0.03),
+            loss: Some(0.0931),
+            memory_bytes: 4_800_000,
+            ..Progress::default()
+        }
+    }
+
+    fn metrics(values: &[(&str, f64)]) -> Metrics {
+        values.iter().copied().collect()
+    }
+
+    #[test]
+    fn elsewhere_than_on_a_terminal_there_are_whole_lines_with_the_metrics_now_and_then() {
+        let (mut shown, paper) = shown(Mode::Plain, Duration::ZERO);
+        begin(&mut shown);
+        assert_eq!(paper.text(), "", "the first line waits for the environment");
+        shown.on(&RunEvent::Progress(&progress(1450)));
+        let text = paper.text();
+        assert_eq!(
+            text,
+            "run mnist/otter  seed 7  2 x cpu, shm\n\
+             epoch 3/10  step 1450  loss 0.0931  2.1k/s  data-wait 3%  4.8 MB\n"
+        );
+        let all = metrics(&[("loss", 0.5), ("acc", 0.9782)]);
+        shown.on(&RunEvent::Report { iteration: 1, step: 1500, epoch: 2, metrics: &all });
+        let line = paper.text();
+        assert!(line.contains("step 1500") && line.contains("acc 0.9782 (best, ep 3)"), "{line}");
+        assert!(line.ends_with("  acc 0.9782\n") && !line.contains('\x1b'), "{line}");
+        let worse = metrics(&[("acc", 0.5)]);
+        shown.on(&RunEvent::Report { iteration: 2, step: 1600, epoch: 3, metrics: &worse });
+        assert!(paper.text().contains("acc 0.9782 (best, ep 3)"));
+    }
+
+    #[test]
+    fn between_the_lines_there_is_silence() {
+        let (mut shown, paper) = shown(Mode::Plain, Duration::from_secs(3600));
+        begin(&mut shown);
+        for step in 0..100 {
+            shown.on(&RunEvent::Progress(&progress(step)));
+        }
+        assert_eq!(paper.text().lines().count(), 1);
+        let (mut silent, nothing) = self::shown(Mode::None, Duration::ZERO);
+        begin(&mut silent);
+        silent.on(&RunEvent::Progress(&progress(1)));
+        silent.on(&RunEvent::Ended { status: &Status::Completed });
+        assert_eq!(nothing.text(), "");
+    }
+
+    #[test]
+    fn on_a_terminal_one_line_is_drawn_over_and_fits() {
+        let (mut shown, paper) = shown(Mode::Bar, Duration::ZERO);
+        begin(&mut shown);
+        shown.on(&RunEvent::Progress(&progress(1450)));
+        let text = paper.text();
+        let (head, line) = text.split_once('\n').unwrap();
+        assert_eq!(head, "run mnist/otter  seed 7  2 x cpu, shm");
+        // Cut to one place less than the width, as terminals go to the next line after the last.
+        assert_eq!(line, "\r\x1b[2Kepoch 3/10  ━━━━━─────────── 31%  step ");
+        let reason = StopReason::User;
+        shown.on(&RunEvent::Stopping { reason: &reason, grace: Duration::from_secs(30) });
+        let text = paper.text();
+        assert!(text.starts_with("\r\x1b[2Kasked to stop: stopping after step 1450, within 30s"), "{text}");
+        let status = Status::Stopped { reason, forced: true };
+        shown.on(&RunEvent::Ended { status: &status });
+        let text = paper.text();
+        assert_eq!(text, "ended at once, without another checkpoint\nresume: mnist resume mnist/otter\n");
+    }
+
+    #[test]
+    fn colours_take_no_place() {
+        let view = View { progress: progress(1450), ..View::default() };
+        let line = view.line(31, true, true);
+        let plain: String =
+            line.split('\x1b').map(|part| part.split_once('m').map_or(part, |p| p.1)).collect();
+        assert!(line.contains("\x1b[36m") && plain.chars().count() == 31, "{line:?} {plain}");
+    }
+
+    #[test]
+    fn the_time_left_follows_from_the_last_minutes() {
+        let mut eta = Eta::default();
+        eta.mark(0.0, 0.0);
+        assert_eq!(eta.left(), None);
+        // A slow beginning is forgotten.
+        eta.mark(1000.0, 0.1);
+        for second in 1..=200 {
+            eta.mark(1000.0 + f64::from(second), 0.1 + f64::from(second) / 1000.0);
+        }
+        let left = eta.left().unwrap();
+        assert!((left - 700.0).abs() < 1.0, "{left}");
+        // Gone back to a checkpoint.
+        eta.mark(1300.0, 0.2);
+        assert_eq!(eta.left(), None);
     }
 }

@@ -1,13 +1,14 @@
 //! `regatta train` and `regatta resume`.
 
 use std::path::Path;
+use std::time::Duration;
 
 use regatta_cluster::Allocator;
 use regatta_cluster::local::LocalNode;
 use regatta_train::config::Verbosity;
 use regatta_train::folder::RunFolder;
 use regatta_train::registry;
-use regatta_train::{EngineConfig, Experiment, RunResult, Status, Trainable, Trainer};
+use regatta_train::{EngineConfig, Experiment, RunConfig, RunResult, Status, Trainable, Trainer};
 use serde_json::{Value, json};
 
 use crate::args::{self, Common, Resume, Train};
@@ -19,6 +20,11 @@ use crate::runs;
 use crate::settings::{Override, Settings};
 use crate::submit;
 use crate::term::{self, Mode, Terminal};
+
+/// How often the line is drawn on a terminal.
+const DRAWN: Duration = Duration::from_millis(100);
+/// How often a line is written elsewhere.
+const PLAIN: Duration = Duration::from_secs(30);
 
 /// `regatta train FILE`.
 pub(crate) fn run(args: &Train, json: bool) -> Outcome {
@@ -41,8 +47,12 @@ pub(crate) fn run(args: &Train, json: bool) -> Outcome {
 
 /// `regatta resume RUN`.
 pub(crate) fn resume(args: &Resume, json: bool) -> Outcome {
-    let found = runs::find(&args.run, &args.root)?;
-    let mut trainer = Trainer::of_run(&found.folder.to_string_lossy())?;
+    let remote = args.run.contains("://") && !args.run.starts_with("file://");
+    let folder = match remote {
+        true => RunFolder::find(&args.run, &RunConfig::default())?.path,
+        false => runs::find(args.run.trim_start_matches("file://"), &args.root)?.folder,
+    };
+    let mut trainer = Trainer::of_run(&folder.to_string_lossy())?;
     if let Some(workers) = args.workers {
         trainer = trainer.workers(workers);
     }
@@ -50,9 +60,9 @@ pub(crate) fn resume(args: &Resume, json: bool) -> Outcome {
         trainer = trainer.engine(read_engine(engine)?);
     }
     if submit::is_elsewhere(&trainer.experiment().engine) && !args.here {
-        return submit::submit_and_follow(trainer.experiment().clone(), Some(found.folder), json);
+        return submit::submit_and_follow(trainer.experiment().clone(), Some(folder), json);
     }
-    fit(trainer, Some(&found.folder), &args.show, json)
+    fit(trainer, Some(&folder), &args.show, json)
 }
 
 /// What options of their own stand for.
@@ -74,8 +84,10 @@ pub(crate) fn fit(trainer: Trainer, resumed: Option<&Path>, show: &args::Shown, 
     let terminal = Terminal::of_stderr();
     let quiet = experiment.run.verbosity == Verbosity::Quiet;
     let best = experiment.checkpoint.best.as_ref();
+    let mode = if quiet { Mode::None } else { terminal.mode(show.progress) };
     let look = Look {
-        mode: if quiet { Mode::None } else { terminal.mode(show.progress) },
+        mode,
+        every: if mode == Mode::Bar { DRAWN } else { PLAIN },
         colour: terminal.colour(),
         verbose: show.verbose || experiment.run.verbosity == Verbosity::Verbose,
         best: best.map(|best| (best.metric.clone(), best.mode == regatta_checkpoint::Mode::Max)),
@@ -93,10 +105,14 @@ pub(crate) fn fit(trainer: Trainer, resumed: Option<&Path>, show: &args::Shown, 
     }
 }
 
-/// The command that goes on with a run; `{run}` is filled in once its name is known.
+/// The command that goes on with a run; `{run}` and `{experiment}` are filled in once its names are known.
 fn resume_command(experiment: &Experiment<Value>, resumed: Option<&Path>) -> String {
     let program = program();
     let storage = &experiment.run.storage;
+    if storage.contains("://") && !storage.starts_with("file://") {
+        // From there it goes on anywhere, whatever becomes of the folder here.
+        return format!("{program} resume {}/{{experiment}}/{{run}}", storage.trim_end_matches('/'));
+    }
     let root = runs::root_of(storage);
     let root = root.to_string_lossy();
     match resumed {

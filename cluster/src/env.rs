@@ -27,3 +27,12 @@ pub const GANG: &str = "REGATTA_GANG";
 pub const AUTHORITY: &str = "REGATTA_CA";
 /// The name in the controller's certificate, where it is not the host in [`ADDR`].
 pub const TLS_NAME: &str = "REGATTA_TLS_NAME";
+
+/// The variables by which libraries are told how many threads to use.
+pub const THREADS: [&str; 5] = [
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "RAYON_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+];

@@ -93,6 +93,7 @@ mod resource;
 mod spawner;
 
 pub mod conformance;
+pub mod contract;
 pub mod engine;
 pub mod env;
 pub mod local;

@@ -7,14 +7,14 @@
 
 #[path = "allreduce/bound.rs"]
 mod bound;
+#[path = "allreduce/crew.rs"]
+mod crew;
 
-use regatta_comm::store::{StoreServer, TcpStore, Token};
-use regatta_comm::{Bucket, ProcessGroup, ReduceOp, Rendezvous, Transport};
+use crew::{Crew, Outcome, RANK};
+use regatta_comm::{Bucket, ProcessGroup, ReduceOp, Transport};
 use serde_json::{Value, json};
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::Arc;
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 /// PyTorch DDP's buckets of ResNet-18's gradients, in bytes.
@@ -29,66 +29,12 @@ const SIZES: [(&str, &[usize], usize); 6] = [
     ("resnet18", &RESNET18, 2),
 ];
 const REPEATS: usize = 5;
-const RANK: &str = "REGATTA_BENCH_RANK";
-
-type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
 fn main() -> Outcome<()> {
     match std::env::var(RANK) {
         Ok(rank) => be_rank(&rank),
         // `cargo bench` and `cargo test` pass flags of their own; only what stdin asks is measured.
         Err(_) => be_contestant(),
-    }
-}
-
-/// The ranks of one transport and world.
-struct Crew {
-    ranks: Vec<(Child, ChildStdin)>,
-    answers: BufReader<ChildStdout>,
-    _store: StoreServer,
-}
-
-impl Crew {
-    fn start(transport: &str, world: usize) -> Outcome<Crew> {
-        let token = Token::insecure("bench");
-        let store = StoreServer::start(std::net::TcpListener::bind("127.0.0.1:0")?, token)?;
-        let memory = bound::share()?;
-        let mut ranks = Vec::new();
-        let mut answers = None;
-        for rank in 0..world {
-            let mut child = Command::new(std::env::current_exe()?)
-                .env(
-                    RANK,
-                    format!("{rank} {world} {transport} {} {}", store.address(), bound::number(&memory)),
-                )
-                .stdin(Stdio::piped())
-                .stdout(if rank == 0 { Stdio::piped() } else { Stdio::null() })
-                .spawn()?;
-            if rank == 0 {
-                answers = child.stdout.take().map(BufReader::new);
-            }
-            let ask = child.stdin.take().ok_or("a rank has no stdin")?;
-            ranks.push((child, ask));
-        }
-        Ok(Crew { ranks, answers: answers.ok_or("rank 0 has no stdout")?, _store: store })
-    }
-
-    fn ask(&mut self, what: &str) -> Outcome<String> {
-        for (_, ask) in &mut self.ranks {
-            writeln!(ask, "{what}")?;
-        }
-        let mut line = String::new();
-        self.answers.read_line(&mut line)?;
-        if line.is_empty() { Err("rank 0 ended without an answer".into()) } else { Ok(line) }
-    }
-}
-
-impl Drop for Crew {
-    fn drop(&mut self) {
-        for (mut child, ask) in self.ranks.drain(..) {
-            drop(ask);
-            let _ = child.wait();
-        }
     }
 }
 
@@ -102,7 +48,11 @@ fn be_contestant() -> Outcome<()> {
         let transport = if how == "tcp" { "tcp" } else { "shm" };
         let crew = match crews.entry((transport.into(), world)) {
             std::collections::hash_map::Entry::Occupied(found) => found.into_mut(),
-            std::collections::hash_map::Entry::Vacant(free) => free.insert(Crew::start(transport, world)?),
+            std::collections::hash_map::Entry::Vacant(free) => {
+                // The ranks inherit it.
+                let memory = bound::share()?;
+                free.insert(Crew::start(world, &format!("{transport} {}", bound::number(&memory)))?)
+            }
         };
         let answer = crew.ask(&format!("{how} {size}"))?;
         let mut out = std::io::stdout().lock();
@@ -113,14 +63,11 @@ fn be_contestant() -> Outcome<()> {
 }
 
 fn be_rank(who: &str) -> Outcome<()> {
-    let [rank, world, transport, store, memory] = who.split(' ').collect::<Vec<_>>()[..] else {
-        return Err("five words say who a rank is".into());
-    };
-    let (rank, world): (usize, usize) = (rank.parse()?, world.parse()?);
+    let (place, more) = crew::place(who)?;
+    let [transport, memory] = more[..] else { return Err("two more words say how it is measured".into()) };
+    let (rank, world) = (place.rank, place.world_size);
     let transport: Transport = transport.parse()?;
-    let token = Token::insecure("bench");
-    let store = Arc::new(TcpStore::new(store, token.clone()));
-    let group = Rendezvous::new(store, rank, world).token(token).transport(transport).join()?;
+    let group = place.transport(transport).join()?;
     if std::thread::available_parallelism()?.get() >= world {
         bound::pin(rank);
     }

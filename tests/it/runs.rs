@@ -1,5 +1,7 @@
 //! Runs from their beginning to their end: trained, stopped, resumed, looked at; functions and commands alike.
 
+use std::process::Stdio;
+
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::{Place, came};
@@ -30,6 +32,47 @@ fn a_run_is_trained_and_told_of() {
     assert!(place.run(&["ckpt", "ls", "first"]).code(0).out.contains(name));
     place.run(&["ckpt", "verify", "first"]).code(0);
     place.run(&["show", "fist"]).code(2).says("did you mean `first`?");
+}
+
+#[test]
+fn a_fast_dev_run_tries_training_saving_and_restoring() {
+    let place = Place::new();
+    place.write("a.ron", SUMS);
+    let ran = place.run(&["train", "a.ron", "--fast-dev-run", "--workers", "2", "--json"]).code(0);
+    let ran = ran.says("restored step-000002");
+    let told = ran.json();
+    assert_eq!((&told["status"], &told["value"], &told["step"]), (&"done".into(), &3.into(), &2.into()));
+    assert_eq!(told["attempts"], 2, "the second only restores");
+    // A program in another language is told, and what saves nothing has nothing to restore.
+    place.write("b.ron", r#"(trainable: Command("sh fast.sh"))"#);
+    place.write("fast.sh", r#"echo "regatta: {\"fast\": ${REGATTA_FAST_DEV_RUN:-0}}""#);
+    let told = place.run(&["train", "b.ron", "--fast-dev-run", "--json"]).code(0).json();
+    assert_eq!((&told["metrics"]["fast"], &told["attempts"]), (&1.0.into(), &1.into()));
+    assert_eq!(place.run(&["train", "b.ron", "--json"]).code(0).json()["metrics"]["fast"], 0.0);
+}
+
+#[test]
+fn a_line_is_drawn_over_where_one_asks_for_it_and_colours_are_the_users_choice() {
+    let place = Place::new();
+    place.write("a.ron", SUMS);
+    let args = ["train", "a.ron", "--progress", "bar", "steps=60", "millis=20", "run.stop.steps=50"];
+    let plain = place.run_with(&args, &[("NO_COLOR", "1")]).code(0);
+    assert!(plain.err.contains("\r\x1b[2Kstep") || plain.err.contains("━"), "{:?}", plain.err);
+    assert!(!plain.err.contains("\x1b[36m"), "{:?}", plain.err);
+    let coloured = place.run_with(&args, &[("CLICOLOR_FORCE", "1")]).code(0);
+    assert!(coloured.err.contains("\x1b[36m") && coloured.err.contains("step "), "{:?}", coloured.err);
+    assert!(coloured.err.ends_with('\n'));
+}
+
+#[test]
+fn workers_of_functions_find_torchruns_environment_too() {
+    let place = Place::new();
+    place.write("a.ron", r#"(trainable: "surroundings", scaling: (workers: 2))"#);
+    let told = place.run(&["train", "a.ron", "--json"]).code(0).json();
+    let value = |name: &str| told["value"][name].as_str().unwrap_or_default().to_owned();
+    let names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "TORCHELASTIC_RESTART_COUNT"];
+    assert_eq!(names.map(value), ["0", "2", "0", "127.0.0.1", "0"]);
+    assert!(value("MASTER_PORT").parse::<u16>().is_ok_and(|port| port > 0), "{told}");
 }
 
 /// A rank that is ahead writes for the next save while rank 0 still clears up after the one before.
@@ -124,6 +167,26 @@ fn a_program_in_any_language_is_a_trainable() {
     let folder = place.path().join("runs/program/sh");
     let left: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(left.iter().all(|name| !name.to_string_lossy().starts_with("incoming")), "{left:?}");
+}
+
+#[test]
+fn the_program_that_comes_with_the_configurations_is_trained_as_the_readme_says() {
+    let python = std::process::Command::new("python3").arg("--version").output();
+    if !python.is_ok_and(|python| python.status.success()) {
+        eprintln!("skipped: there is no python3");
+        return;
+    }
+    let place = Place::new();
+    let checkout = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let storage = place.path().to_str().unwrap();
+    let file = ["configs/command.ron", "lr=0.05", "epochs=4", "--workers", "1", "--storage", storage];
+    let args = [&["train"], &file[..], &["--name", "plain", "--json"]].concat();
+    let child =
+        place.command(&args).current_dir(checkout).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let told = came(child.unwrap()).code(0).json();
+    assert!(told["metrics"]["loss"].as_f64().unwrap() < 0.01, "{told}");
+    assert_eq!((&told["step"], &told["attempts"]), (&400.into(), &1.into()));
+    place.run(&["ckpt", "verify", &format!("{storage}/command/plain")]).code(0);
 }
 
 #[test]

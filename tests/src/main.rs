@@ -1,6 +1,7 @@
 //! The program that the tests of the whole drive: a user's program without tensors. Its models are sums of numbers, so
 //! every test knows what has to come out.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -24,13 +25,55 @@ struct Config {
     optim: Optim,
     /// Fails at this step, in the first attempt.
     fail_at: Option<u64>,
+    /// What befalls the last rank at which step of how many attempts.
+    fault: Fault,
+    at: u64,
+    times: u32,
     /// Stays where it is.
     tags: Vec<String>,
 }
 
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+enum Fault {
+    #[default]
+    None,
+    /// It takes ever more memory.
+    Hog,
+    /// It stays where it is, and its heart beats on.
+    Hang,
+}
+
 impl Default for Config {
     fn default() -> Self {
-        Config { steps: 20, millis: 0, optim: Optim::Sgd { lr: 0.1 }, fail_at: None, tags: Vec::new() }
+        Config {
+            steps: 20,
+            millis: 0,
+            optim: Optim::Sgd { lr: 0.1 },
+            fail_at: None,
+            fault: Fault::None,
+            at: 0,
+            times: 1,
+            tags: Vec::new(),
+        }
+    }
+}
+
+fn befall(fault: Fault) -> Result<()> {
+    eprintln!("struck by {fault:?}");
+    match fault {
+        Fault::None => Ok(()),
+        Fault::Hang => loop {
+            std::thread::park();
+        },
+        Fault::Hog => {
+            let mut taken = Vec::new();
+            // An end of its own, should nobody make one.
+            for _ in 0..256 {
+                taken.push(vec![1u8; 8 << 20]);
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(Error::other("take memory", format!("nobody minded {} pieces of 8 MiB", taken.len())))
+        }
     }
 }
 
@@ -44,16 +87,20 @@ fn sums(ctx: &mut TrainContext, config: Config) -> Result<u64> {
         Optim::Sgd { lr } => lr,
         Optim::Adam { lr, beta } => lr * beta,
     };
-    while state.step() < config.steps {
+    let steps = if ctx.fast_dev_run() { 2 } else { config.steps };
+    while state.step() < steps {
         std::thread::sleep(Duration::from_millis(config.millis));
         let next = state.step() + 1;
         if ctx.attempt() == 1 && config.fail_at == Some(next) {
             return Err(Error::other("sums", format!("told to fail at step {next}")));
         }
+        if config.at == next && ctx.attempt() <= config.times && ctx.rank() + 1 == ctx.world_size() {
+            befall(config.fault)?;
+        }
         sum.update(|sum| *sum += next);
         ctx.step(&state)?;
         let report = ctx.report(metrics! { loss: 1.0 / next as f64, lr });
-        match (next.is_multiple_of(5), next.is_multiple_of(25) || next == config.steps) {
+        match (next.is_multiple_of(5), next.is_multiple_of(25) || next == steps) {
             (_, true) => report.checkpoint(&state)?,
             (true, false) => report.send()?,
             (false, false) => drop(report),
@@ -71,6 +118,12 @@ fn keep(sum: &Tracked<u64>) -> impl Stateful + 'static {
 fn takes_nothing(ctx: &mut TrainContext) -> anyhow::Result<usize> {
     anyhow::ensure!(ctx.world_size() > 0, "there is nobody");
     Ok(ctx.world_size())
+}
+
+/// What a worker finds in its environment.
+#[trainable(crate = regatta_train)]
+fn surroundings(_: &mut TrainContext) -> Result<BTreeMap<String, String>> {
+    Ok(std::env::vars().collect())
 }
 
 fn main() -> ExitCode {

@@ -6,17 +6,18 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::Arc;
+use std::io::Write;
 use std::time::Instant;
 
-use regatta_comm::store::{StoreServer, TcpStore, Token};
-use regatta_comm::{ProcessGroup, Rendezvous};
+use crew::{Crew, RANK};
+use regatta_comm::ProcessGroup;
 use regatta_torch::ddp::{DataParallel, DataParallelConfig};
 use regatta_torch::optim::{Adam, Optimizer};
 use tch::nn::{self, ModuleT, VarStore};
 use tch::{Device, Kind, Tensor};
+
+#[path = "../../comm/benches/allreduce/crew.rs"]
+mod crew;
 
 /// The example's model; the example itself stands above this crate.
 #[allow(unreachable_pub)] // a library there
@@ -25,7 +26,6 @@ mod resnet;
 
 use resnet::resnet18;
 
-const RANK: &str = "REGATTA_BENCH_RANK";
 const SAMPLES: i64 = 10_000;
 
 type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
@@ -37,52 +37,6 @@ fn main() -> Result<()> {
     }
 }
 
-/// The workers of one world.
-struct Crew {
-    ranks: Vec<(Child, ChildStdin)>,
-    answers: BufReader<ChildStdout>,
-    _store: StoreServer,
-}
-
-impl Crew {
-    fn start(world: usize) -> Result<Crew> {
-        let store =
-            StoreServer::start(std::net::TcpListener::bind("127.0.0.1:0")?, Token::insecure("bench"))?;
-        let (mut ranks, mut answers) = (Vec::new(), None);
-        for rank in 0..world {
-            let mut child = Command::new(std::env::current_exe()?)
-                .env(RANK, format!("{rank} {world} {}", store.address()))
-                .stdin(Stdio::piped())
-                .stdout(if rank == 0 { Stdio::piped() } else { Stdio::null() })
-                .spawn()?;
-            if rank == 0 {
-                answers = child.stdout.take().map(BufReader::new);
-            }
-            let ask = child.stdin.take().ok_or("a rank has no stdin")?;
-            ranks.push((child, ask));
-        }
-        Ok(Crew { ranks, answers: answers.ok_or("rank 0 has no stdout")?, _store: store })
-    }
-
-    fn ask(&mut self, what: &str) -> Result<String> {
-        for (_, ask) in &mut self.ranks {
-            writeln!(ask, "{what}")?;
-        }
-        let mut line = String::new();
-        self.answers.read_line(&mut line)?;
-        if line.is_empty() { Err("rank 0 ended without an answer".into()) } else { Ok(line) }
-    }
-}
-
-impl Drop for Crew {
-    fn drop(&mut self) {
-        for (mut child, ask) in self.ranks.drain(..) {
-            drop(ask);
-            let _ = child.wait();
-        }
-    }
-}
-
 fn be_contestant() -> Result<()> {
     let mut crews: BTreeMap<usize, Crew> = BTreeMap::new();
     for case in std::io::stdin().lines() {
@@ -91,7 +45,7 @@ fn be_contestant() -> Result<()> {
         let world: usize = world.trim_end_matches("workers").parse()?;
         let crew = match crews.entry(world) {
             Entry::Occupied(found) => found.into_mut(),
-            Entry::Vacant(free) => free.insert(Crew::start(world)?),
+            Entry::Vacant(free) => free.insert(Crew::start(world, "")?),
         };
         let answer = crew.ask(what)?;
         print!("{answer}");
@@ -101,16 +55,12 @@ fn be_contestant() -> Result<()> {
 }
 
 fn be_rank(who: &str) -> Result<()> {
-    let [rank, world, store] = who.split(' ').collect::<Vec<_>>()[..] else {
-        return Err("three words say who a rank is".into());
-    };
-    let (rank, world): (usize, usize) = (rank.parse()?, world.parse()?);
+    let (place, _) = crew::place(who)?;
+    let (rank, world) = (place.rank, place.world_size);
     regatta_torch::threads::set(1)?;
     // As the example does; PyTorch can too, but does not unless told.
     regatta_torch::threads::flush_denormals(true)?;
-    let token = Token::insecure("bench");
-    let store = Arc::new(TcpStore::new(store, token.clone()));
-    let group = Rendezvous::new(store, rank, world).token(token).join()?;
+    let group = place.join()?;
     // Noise of the shape of MNIST: what it is does not change how long a step takes.
     let images = Tensor::rand([SAMPLES, 1, 28, 28], (Kind::Float, Device::Cpu)) * 2.0 - 1.0;
     let labels = Tensor::randint(10, [SAMPLES], (Kind::Int64, Device::Cpu));

@@ -85,7 +85,7 @@ fn kind(dtype: Dtype) -> Option<Kind> {
 }
 
 /// A tensor to be saved: its own memory where that is contiguous on the CPU, else a copy.
-fn saved_tensor(name: &str, tensor: &Tensor) -> Result<StateTensor<'static>> {
+pub(crate) fn saved_tensor(name: &str, tensor: &Tensor) -> Result<StateTensor<'static>> {
     Ok(StateTensor {
         name: Cow::Owned(name.to_owned()),
         dtype: dtype(tensor.kind())?,
@@ -97,19 +97,26 @@ fn saved_tensor(name: &str, tensor: &Tensor) -> Result<StateTensor<'static>> {
 
 /// The tensors of a component as they were saved, on the CPU.
 fn loaded(saved: &dyn SavedPart) -> regatta_train::Result<Vec<NamedTensor>> {
-    let mut all = Vec::new();
-    for (name, dtype, shape) in saved.list() {
-        let kind =
-            kind(dtype).ok_or_else(|| saved.misfit(format!("{name} is {dtype}, which libtorch has not")))?;
-        let shape: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
-        let bytes = saved.tensor(&name)?;
-        all.push(NamedTensor::from_bytes(name, kind, &shape, &bytes).map_err(train_error)?);
-    }
-    Ok(all)
+    let all = saved.list().into_iter();
+    all.map(|(name, dtype, shape)| of_bytes(saved, &name, dtype, &shape, &saved.tensor(&name)?)).collect()
+}
+
+/// A tensor of these bytes, on the CPU.
+pub(crate) fn of_bytes(
+    saved: &dyn SavedPart,
+    name: &str,
+    dtype: Dtype,
+    shape: &[u64],
+    bytes: &[u8],
+) -> regatta_train::Result<NamedTensor> {
+    let kind =
+        kind(dtype).ok_or_else(|| saved.misfit(format!("{name} is {dtype}, which libtorch has not")))?;
+    let shape: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
+    NamedTensor::from_bytes(name, kind, &shape, bytes).map_err(train_error)
 }
 
 /// What does not fit is said with all else that does not.
-fn fits(saved: &dyn SavedPart, loaded: Result<()>) -> regatta_train::Result<()> {
+pub(crate) fn fits(saved: &dyn SavedPart, loaded: Result<()>) -> regatta_train::Result<()> {
     loaded.map_err(|error| match error {
         Error::Mismatch { .. } => saved.misfit(error.to_string()),
         other => train_error(other),

@@ -43,7 +43,7 @@ use tch::nn::VarStore;
 use crate::amp::GradScaler;
 use crate::components::{self, Keep};
 use crate::cuda;
-use crate::ddp::{DataParallel, DataParallelConfig};
+use crate::ddp::{Compression, DataParallel, DataParallelConfig};
 use crate::loader::{Loader, TensorBatch};
 use crate::rng;
 use crate::schedule::Scheduler;
@@ -66,10 +66,11 @@ pub trait TorchContext {
 
     /// The model of `vs` on all ranks: its weights become rank 0's, and gradients are averaged while `backward` runs. Costs nothing
     /// with one rank.
-    fn data_parallel(&self, vs: &VarStore) -> Result<DataParallel>;
+    fn data_parallel(&mut self, vs: &VarStore) -> Result<DataParallel>;
 
-    /// The same with other settings.
-    fn data_parallel_with(&self, vs: &VarStore, config: DataParallelConfig) -> Result<DataParallel>;
+    /// The same with other settings. What [`Compression::PowerSgd`](crate::ddp::Compression::PowerSgd) remembers is in every
+    /// state that is made after this.
+    fn data_parallel_with(&mut self, vs: &VarStore, config: DataParallelConfig) -> Result<DataParallel>;
 
     /// A loader of this rank's part of a dataset, shuffled by the run's seed, onto [`TorchContext::device`].
     fn loader<D>(&mut self, dataset: D, batch_size: usize) -> Result<Loader<D::Batch>>
@@ -93,12 +94,17 @@ impl TorchContext for TrainContext {
         }
     }
 
-    fn data_parallel(&self, vs: &VarStore) -> Result<DataParallel> {
+    fn data_parallel(&mut self, vs: &VarStore) -> Result<DataParallel> {
         self.data_parallel_with(vs, DataParallelConfig::default())
     }
 
-    fn data_parallel_with(&self, vs: &VarStore, config: DataParallelConfig) -> Result<DataParallel> {
+    fn data_parallel_with(&mut self, vs: &VarStore, config: DataParallelConfig) -> Result<DataParallel> {
+        let compressed = matches!(config.compression, Compression::PowerSgd(_));
         let model = DataParallel::new(vs, self.group().clone(), config).map_err(train_error)?;
+        if compressed {
+            let memory = model.compression_memory();
+            self.always("compression", move || Box::new(memory.clone()));
+        }
         Ok(model.with_weight(self.batch_weight()))
     }
 

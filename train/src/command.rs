@@ -6,12 +6,13 @@
 //! | `regatta: {"loss": 0.1, "step": 3}` | a report, of rank 0 alone; `step` and `epoch` say where it is |
 //! | `regatta: {"checkpoint": "DIR"}` | the files under `DIR`, in `REGATTA_CHECKPOINT_DIR`, are a checkpoint now; the program lets go of them |
 //!
+//! With `--fast-dev-run` the variable `REGATTA_FAST_DEV_RUN` is 1: two batches are enough.
+//!
 //! A restart finds the files of the last checkpoint under `REGATTA_RESTORE_DIR`. A stop is SIGTERM: whoever saves then
 //! loses nothing. Files are kept as tensors of bytes in checkpoints like all others, so they are verified, atomic, thinned
 //! out and carried to object stores in the same way.
 
 mod attempt;
-mod contract;
 mod files;
 mod line;
 mod words;
@@ -21,11 +22,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use regatta_cluster::contract::{Contract, free_port};
+use regatta_cluster::env::THREADS;
 use regatta_cluster::{Events, GangRequest, Launch, Lease, Spawner, WorkerCommand};
 use serde_json::Value;
 
 use self::attempt::Attempt;
-pub use self::contract::{Contract, free_port};
 use crate::config::{Experiment, Trainable};
 use crate::crew::{Crew, CrewEvent};
 use crate::wire::{Decision, Start};
@@ -70,8 +72,11 @@ impl CommandCrew {
             .env("REGATTA_CONFIG", start.config.to_string())
             .env("REGATTA_SEED", start.seed.to_string())
             .env("REGATTA_CHECKPOINT_DIR", files::incoming(start));
+        if start.fast_dev_run {
+            command = command.env("REGATTA_FAST_DEV_RUN", "1");
+        }
         if let Some(threads) = self.plan.threads {
-            command = command.env("OMP_NUM_THREADS", threads.to_string());
+            command = THREADS.iter().fold(command, |command, name| command.env(*name, threads.to_string()));
         }
         Ok(command)
     }
@@ -106,12 +111,12 @@ impl Crew for CommandCrew {
         let contract = Contract {
             run_id: format!("{}/{}", start.experiment, start.run),
             restart: start.attempt.saturating_sub(1),
-            max_restarts: start.failure.max_failures,
+            max_restarts: Some(start.failure.max_failures),
             local: self.plan.spawner.engine() == "local",
-            port: free_port()?,
+            port: free_port().map_err(|error| Error::io("find a free port", error))?,
         };
         let mut launch = Launch::new(command).attempt(start.attempt).logs(&self.plan.logs);
-        launch.slot_env = contract.slots(&lease);
+        launch.slot_env = contract.slots_by_local_rank(&lease);
         let id = lease.id;
         if !self.looked {
             let looked = preflight::check_seats(&*self.plan.spawner, &lease, &start.storage).await;

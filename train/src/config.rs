@@ -212,7 +212,7 @@ pub struct RunConfig {
     /// The run's name, unique in its experiment; a pronounceable one is drawn by default.
     pub name: Option<String>,
     /// Where runs lie: a folder, or an object store's URL for checkpoints and copies (the run's own store then lies under
-    /// `./runs`).
+    /// `./runs`, and `resume URL/experiment/run` needs nothing of it).
     pub storage: String,
     /// All randomness is derived from it.
     pub seed: u64,
@@ -220,7 +220,8 @@ pub struct RunConfig {
     pub stop: StopConfig,
     /// How much is shown.
     pub verbosity: Verbosity,
-    /// Two batches through training, evaluation, saving and restoring, to see that all of it works.
+    /// Two batches through training, evaluation and saving, and then another crew that restores what was saved, to see
+    /// that all of it works.
     pub fast_dev_run: bool,
 }
 

@@ -188,9 +188,14 @@ impl TrainContext {
         self.counters.followed().get_or_insert_with(|| position.clone());
     }
 
-    /// Gives every state that is made from now on this component: for libraries whose random state is part of any.
+    /// Gives every state that is made from now on this component: for libraries whose random state is part of any. The second
+    /// of a name is called `name-2`, and so on.
     pub fn always(&mut self, key: impl Into<String>, make: impl Fn() -> Box<dyn Stateful> + Send + 'static) {
-        self.always.push((key.into(), Box::new(make)));
+        let key = key.into();
+        let taken = |name: &String| self.always.iter().any(|(known, _)| known == name);
+        let numbered = (2..).map(|number| format!("{key}-{number}"));
+        let name = std::iter::once(key.clone()).chain(numbered).find(|name| !taken(name));
+        self.always.push((name.unwrap_or(key), Box::new(make)));
     }
 
     /// An empty state, to be given components by [`State::with`].

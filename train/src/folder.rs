@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use regatta_track::{Reader, copy};
 use serde_json::Value;
 
 use crate::config::{Experiment, RunConfig};
@@ -49,8 +50,12 @@ impl RunFolder {
         Ok(RunFolder { experiment: experiment.into(), name: name.into(), path, storage })
     }
 
-    /// Finds a run by its folder, its name, or its experiment and name. `config` says where runs lie.
+    /// Finds a run by its folder, its name, its experiment and name, or its own URL. `config` says where runs lie. By its URL
+    /// it is brought here from its storage, if what is here is not ahead of that.
     pub fn find(what: &str, config: &RunConfig) -> Result<Self> {
+        if is_url(what) {
+            return Self::fetch(what);
+        }
         if is_run(Path::new(what)) {
             return Self::open(Path::new(what), config);
         }
@@ -101,24 +106,69 @@ impl RunFolder {
         Ok(RunFolder { experiment, name, path, storage })
     }
 
+    /// Brings a run here from its URL alone: `s3://bucket/runs/experiment/run`, its storage with its two names.
+    fn fetch(url: &str) -> Result<Self> {
+        let missing = |why: String| Error::NoSuchRun { name: url.into(), why };
+        let parts = url.trim_end_matches('/').rsplit_once('/');
+        let parts = parts.and_then(|(rest, name)| rest.rsplit_once('/').map(|(root, e)| (root, e, name)));
+        let Some((root, experiment, name)) = parts.filter(|(root, ..)| is_url(root)) else {
+            return Err(missing("a run's URL is its storage, then `/experiment/run`".into()));
+        };
+        plain("run.experiment", experiment)?;
+        plain("run.name", name)?;
+        let folder = Self::at(root, experiment, name)?;
+        folder.bring_back().map_err(|error| match error {
+            Error::Track(regatta_track::Error::Storage { why, .. }) => missing(why),
+            other => other,
+        })?;
+        let mut config = match read_config(&folder.path) {
+            Ok(config) => config,
+            Err(_) => stored_config(&folder.path)?,
+        };
+        config.run.experiment = Some(experiment.into());
+        config.run.name = Some(name.into());
+        config.run.storage = root.into();
+        folder.write_config(&config)?;
+        Ok(folder)
+    }
+
+    /// Brings the latest copy of the run's store from its storage, if that is ahead of what is here.
+    pub(crate) fn bring_back(&self) -> Result<()> {
+        match copy::restore(&*copy::open(&self.storage)?, &self.path) {
+            // What is here is ahead of the copy.
+            Err(regatta_track::Error::Exists { .. }) => Ok(()),
+            // There is no copy yet, but a store.
+            Err(regatta_track::Error::Storage { .. }) if is_run(&self.path) => Ok(()),
+            other => Ok(other.map(drop)?),
+        }
+    }
+
     /// Whether checkpoints and copies go elsewhere.
     pub fn is_remote(&self) -> bool {
         is_url(&self.storage)
     }
 
-    /// Makes the folder of a new run, and sees that it can be written to.
+    /// Makes the folder of a new run, and sees that it can be written to. Whether the name is in use says the folder, and
+    /// for a run that is kept elsewhere also its storage: it may have been begun on another machine.
     pub(crate) fn create(&self) -> Result<()> {
+        let taken = |folder| Err(Error::RunExists { name: self.name.clone(), folder });
         if is_run(&self.path) {
-            let folder = self.path.display().to_string();
-            return Err(Error::RunExists { name: self.name.clone(), folder });
+            return taken(self.path.display().to_string());
+        }
+        if self.is_remote() && copy::latest(&*copy::open(&self.storage)?)?.is_some() {
+            return taken(self.storage.clone());
         }
         std::fs::create_dir_all(&self.path).map_err(|source| self.unwritable(source))
     }
 
-    /// Writes the resolved configuration, which is also the proof that the folder can be written to.
+    /// Writes the resolved configuration, which is also the proof that the folder can be written to. In one step, so that it
+    /// is never there in part; what a power cut leaves of it is nothing, and then the run's store knows it.
     pub(crate) fn write_config(&self, experiment: &Experiment<Value>) -> Result<()> {
         let text = registry::to_ron(experiment)?;
-        std::fs::write(self.path.join(CONFIG), text).map_err(|source| self.unwritable(source))
+        let temporary = self.path.join(format!(".{CONFIG}-{}", std::process::id()));
+        std::fs::write(&temporary, text)
+            .and_then(|()| std::fs::rename(&temporary, self.path.join(CONFIG)))
+            .map_err(|source| self.unwritable(source))
     }
 
     fn unwritable(&self, source: std::io::Error) -> Error {
@@ -130,11 +180,17 @@ impl RunFolder {
     }
 }
 
-/// The configuration that is stored in a run's folder.
+/// The configuration that is stored in a run's folder: that of its file, or, if a power cut or somebody's hand has taken that
+/// away, the one that the run's store remembers.
 pub fn read_config(folder: &Path) -> Result<Experiment<Value>> {
     let path = folder.join(CONFIG);
-    let text = std::fs::read_to_string(&path)
-        .map_err(|source| Error::io(format!("read the run's configuration {}", path.display()), source))?;
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) if !text.trim_matches(['\0', ' ', '\n']).is_empty() => text,
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            return Err(Error::io(format!("read the run's configuration {}", path.display()), source));
+        }
+        _ => return stored_config(folder),
+    };
     match registry::read(&text) {
         Ok(read) => Ok(read.experiment),
         // A run of another program's can still be looked at.
@@ -143,6 +199,15 @@ pub fn read_config(folder: &Path) -> Result<Experiment<Value>> {
             .map_err(|error| Error::other(format!("read {}", path.display()), error)),
         Err(error) => Err(Error::other(format!("read {}", path.display()), error)),
     }
+}
+
+/// The configuration with which a run was last begun, as its store remembers it.
+fn stored_config(folder: &Path) -> Result<Experiment<Value>> {
+    let run = Reader::open(folder)?.snapshot()?.run()?.unwrap_or_default();
+    serde_json::from_value(run.config).map_err(|error| {
+        let (file, folder) = (CONFIG, folder.display());
+        Error::other(format!("read the configuration of the run in {folder}, which has no {file},"), error)
+    })
 }
 
 /// Whether this is a run's folder.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use regatta_cluster::engine::{self, EngineConfig};
+use regatta_cluster::env::THREADS;
 use regatta_cluster::gang::state::Event;
 use regatta_cluster::logs::LogLine;
 use regatta_cluster::{Begin, Cause, CauseKind, Control, Failure, Gang, GangEvent, GangSpec};
@@ -79,15 +80,6 @@ pub(crate) struct GangCrew {
     over: bool,
 }
 
-/// The variables by which libraries are told how many threads to use.
-const THREAD_VARIABLES: [&str; 5] = [
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "RAYON_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-];
-
 impl GangCrew {
     pub(crate) fn new(plan: GangPlan) -> Self {
         GangCrew {
@@ -108,7 +100,7 @@ impl GangCrew {
         let mut request = scaling.request(&run);
         request.excluded.clone_from(&self.suspects);
         let mut command = command.clone();
-        for (name, threads) in THREAD_VARIABLES.iter().filter_map(|name| Some((*name, scaling.threads?))) {
+        for (name, threads) in THREADS.iter().filter_map(|name| Some((*name, scaling.threads?))) {
             command = command.env(name, threads.to_string());
         }
         let mut spec = GangSpec::new(run, request, command).timing(timing(failure)).logs(logs);

@@ -94,6 +94,8 @@ fn peer_in(error: &(dyn StdError + 'static)) -> Option<u32> {
     let comm = |error: &CommError| match error {
         CommError::PeerLost { rank, .. } => Some(*rank as u32),
         CommError::Aborted { by, .. } => Some(*by as u32),
+        // Who was waited for in vain has more to do with it than who waited.
+        CommError::Deadline { missing, .. } => missing.first().map(|rank| *rank as u32),
         _ => None,
     };
     let checkpoint = |error: &regatta_checkpoint::Error| match error {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use regatta_checkpoint::{
-    Checkpoint, CheckpointName, Coordinator, Damage, Dtype, Error as CheckpointError, Store, Verify, recover,
-    store,
+    Checkpoint, CheckpointName, Coordinator, Damage, Dtype, Error as CheckpointError, Region, Store, Verify,
+    recover, store,
 };
 use serde_json::Value;
 
@@ -51,7 +51,7 @@ pub(crate) fn find(
         let name: CheckpointName = name
             .parse()
             .map_err(|()| Error::config("restore", format!("{name:?} is no checkpoint's name")))?;
-        let checkpoint = Checkpoint::open(checkpoints, &name, Verify::Full)?;
+        let checkpoint = recover::named_among(checkpoints, coordinator, &name, Verify::Full, LIMIT)?;
         Ok(Some(Found { checkpoint, damaged: Vec::new(), ours }))
     };
     match wanted {
@@ -169,6 +169,10 @@ impl SavedPart for Part<'_> {
 
     fn tensor(&self, name: &str) -> Result<Cow<'_, [u8]>> {
         Ok(self.checkpoint.tensor(&tensor_name(self.key(), name))?)
+    }
+
+    fn region(&self, name: &str, region: &Region) -> Result<Cow<'_, [u8]>> {
+        Ok(self.checkpoint.region(&tensor_name(self.key(), name), region)?)
     }
 
     fn misfit(&self, why: String) -> Error {

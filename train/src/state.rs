@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use regatta_checkpoint::{Dtype, Placement, TensorSource};
+use regatta_checkpoint::{Dtype, Placement, Region, TensorSource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -81,6 +81,9 @@ pub trait SavedPart {
 
     /// The bytes of a whole tensor.
     fn tensor(&self, name: &str) -> Result<Cow<'_, [u8]>>;
+
+    /// The bytes of a part of a tensor, whoever saved it.
+    fn region(&self, name: &str, region: &Region) -> Result<Cow<'_, [u8]>>;
 
     /// An error about this component and checkpoint, which ought to list all that does not fit.
     fn misfit(&self, why: String) -> Error;

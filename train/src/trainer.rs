@@ -129,7 +129,8 @@ impl Trainer {
         Ok(trainer)
     }
 
-    /// Goes on with a run as it was configured: by its folder, its name, or `experiment/name`, under `./runs`.
+    /// Goes on with a run as it was configured: by its folder, its name or `experiment/name` under `./runs`, or its URL
+    /// (the storage's, then `/experiment/name`), from which alone it is brought here.
     pub fn of_run(run: &str) -> Result<Self> {
         let found = RunFolder::find(run, &RunConfig::default())?;
         let experiment = folder::read_config(&found.path)?;
@@ -231,7 +232,7 @@ impl Trainer {
         self
     }
 
-    /// Goes on with this run, by its folder, its name, or `experiment/name`, as its next attempt and with the
+    /// Goes on with this run, by its folder, its name, `experiment/name` or URL, as its next attempt and with the
     /// configuration given here. [`Trainer::of_run`] takes the run's own.
     #[must_use]
     pub fn resume(mut self, run: impl Into<String>) -> Self {
@@ -317,10 +318,12 @@ impl Trainer {
             self.check_room(site)?;
         }
         let resume = self.resume.is_some();
-        let folder = self.place()?;
+        let (run, experiment) = (self.resume.take(), self.experiment.clone());
+        let folder = in_background(move || place(run.as_deref(), &experiment)).await?;
         let crew = self.crew_for(&folder, site)?;
         if !resume {
-            folder.create()?;
+            let new = folder.clone();
+            in_background(move || new.create()).await?;
         }
         self.experiment.run.experiment = Some(folder.experiment.clone());
         self.experiment.run.name = Some(folder.name.clone());
@@ -331,14 +334,6 @@ impl Trainer {
         let parts = Parts { experiment, folder: folder.clone(), resume, restore, crew, callbacks, orders };
         let Ending { status, error, value } = drive(parts).await?;
         RunResult::of_ending(&folder, status, error, value)
-    }
-
-    /// Finds the run that is resumed, or the place of a new one.
-    fn place(&self) -> Result<RunFolder> {
-        match &self.resume {
-            Some(run) => RunFolder::find(run, &self.experiment.run),
-            None => RunFolder::new(&self.experiment.run, &self.experiment.trainable.experiment_name()),
-        }
     }
 
     /// What can never run is refused before anything is made.
@@ -409,6 +404,20 @@ impl Trainer {
         };
         Ok(Box::new(ThreadCrew::new(self.experiment.scaling.workers.max(), function)))
     }
+}
+
+/// Finds the run that is resumed, or the place of a new one.
+fn place(resume: Option<&str>, experiment: &Experiment<Value>) -> Result<RunFolder> {
+    if let Some(run) = resume {
+        return RunFolder::find(run, &experiment.run);
+    }
+    RunFolder::new(&experiment.run, &experiment.trainable.experiment_name())
+}
+
+/// Does what may ask an object store, which blocks, beside the runtime. It has deadlines of its own.
+async fn in_background<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| Error::other("look for the run", error))?
 }
 
 /// This process is a worker, and its program came here in place of [`worker::enter`](crate::worker::enter). Going on

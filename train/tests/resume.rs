@@ -208,6 +208,32 @@ async fn a_damaged_checkpoint_is_passed_over_and_named() {
 }
 
 #[tokio::test]
+async fn a_damaged_checkpoint_that_was_named_is_refused_by_all_ranks_before_anything_is_loaded() {
+    let mut run = Run::new(2, |ctx, _| {
+        let weights = Weights::new(100_000);
+        let mut state = ctx.state().with("model", weights.clone());
+        let before = weights.hash();
+        match ctx.restore(&mut state) {
+            Err(error) => Err(format!("{error}; untouched: {}", weights.hash() == before).into()),
+            Ok(_) => Ok(ctx.report(metrics! { x: 1 }).checkpoint(&state).map(|()| Value::Null)?),
+        }
+    });
+    run.start.checkpoint.r#async = false;
+    let end = run.play().await;
+    let name = end.done(0).checkpoint.clone().unwrap();
+    // One rank verifies it; the other hears of it.
+    let shard = end.run.folder().join(format!("checkpoints/{name}/shard-00001-of-00002.safetensors"));
+    let mut bytes = std::fs::read(&shard).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&shard, bytes).unwrap();
+    let failure = end.run.again(Restore::Named(name.clone())).play().await.failed();
+    let message = &failure.root.message;
+    assert!(message.contains(&name) && message.contains("CRC32C of tensor"), "{message}");
+    assert!(message.ends_with("untouched: true"), "{message}");
+}
+
+#[tokio::test]
 async fn a_checkpoint_of_another_run_can_be_the_beginning() {
     let mut run = Run::new(1, integers(STEPS));
     run.start.stop.steps = Some(4);

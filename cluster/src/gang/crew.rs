@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use super::GangSpec;
 use super::actor::Inbound;
+use crate::contract::{Contract, free_port};
 use crate::proto::control as pb;
 use crate::{Error, Launch, Lease, Spawner};
 
@@ -77,20 +78,21 @@ impl Crew {
         }
         let mut launch = Launch::new(command).attempt(attempt);
         launch.logs.clone_from(&self.spec.logs);
-        launch.slot_env = (0..self.world()).map(|slot| self.ranks(slot)).collect();
+        launch.slot_env = self.ranks(attempt);
         launch
     }
 
-    /// The ranks as other frameworks name them.
-    fn ranks(&self, slot: u32) -> BTreeMap<String, OsString> {
-        let (local_rank, local_world) = self.local(slot);
-        let values = [
-            ("RANK", slot),
-            ("WORLD_SIZE", self.world()),
-            ("LOCAL_RANK", local_rank),
-            ("LOCAL_WORLD_SIZE", local_world),
-        ];
-        values.into_iter().map(|(name, value)| (name.to_owned(), value.to_string().into())).collect()
+    /// The ranks as other frameworks name them, and a place for them to meet in a way of their own.
+    fn ranks(&self, attempt: u32) -> Vec<BTreeMap<String, OsString>> {
+        let contract = Contract {
+            run_id: self.spec.run.clone(),
+            restart: attempt.saturating_sub(1),
+            max_restarts: None,
+            local: self.spawner.engine() == "local",
+            // Where there is none, nobody can meet; our own workers do not need it.
+            port: free_port().unwrap_or(0),
+        };
+        contract.slots(&self.lease)
     }
 
     /// Ends whatever runs.

@@ -43,6 +43,7 @@ mod arena;
 mod buffers;
 mod config;
 mod gpu;
+mod memory;
 mod plan;
 mod power;
 mod present;
@@ -90,7 +91,17 @@ pub struct DataParallel {
     weight: Option<Weight>,
     /// Whether gradients of earlier passes are to be kept by the next.
     accumulated: AtomicBool,
-    alone_steps: Mutex<u64>,
+    alone_steps: Arc<Mutex<u64>>,
+}
+
+/// What compressed gradients leave behind for the next pass, as a handle: it follows the model that it is of.
+#[derive(Clone)]
+pub(crate) struct CompressionMemory {
+    rank: u64,
+    world: u64,
+    /// Absent with one rank, which sends nothing to anyone.
+    reducer: Option<Arc<Mutex<Reducer>>>,
+    alone_steps: Arc<Mutex<u64>>,
 }
 
 /// What only more than one rank needs.
@@ -153,7 +164,7 @@ impl DataParallel {
             many,
             weight: None,
             accumulated: AtomicBool::new(false),
-            alone_steps: Mutex::new(0),
+            alone_steps: Arc::default(),
         })
     }
 
@@ -174,7 +185,7 @@ impl DataParallel {
     pub fn steps(&self) -> u64 {
         match &self.many {
             Some(many) => many.lock().steps(),
-            None => *self.alone_steps.lock().unwrap_or_else(PoisonError::into_inner),
+            None => *lock(&self.alone_steps),
         }
     }
 
@@ -233,6 +244,16 @@ impl DataParallel {
         self.many.as_ref().map_or(Ok(()), |many| many.lock().load_compression_state(state))
     }
 
+    /// The same as a component of a training state.
+    pub(crate) fn compression_memory(&self) -> CompressionMemory {
+        CompressionMemory {
+            rank: self.group.rank() as u64,
+            world: self.group.world_size() as u64,
+            reducer: self.many.as_ref().map(|many| many.reducer.clone()),
+            alone_steps: self.alone_steps.clone(),
+        }
+    }
+
     fn reducing_pass(&self, many: &Many, loss: &Tensor, fresh: bool) -> Result<()> {
         let present = many.lock().begin(true, fresh)?;
         self.differentiate(loss)?;
@@ -274,7 +295,7 @@ impl DataParallel {
     fn backward_alone(&self, loss: &Tensor, fresh: bool) -> Result<()> {
         self.local_pass(loss, fresh)?;
         let step = {
-            let mut steps = self.alone_steps.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut steps = lock(&self.alone_steps);
             *steps += 1;
             *steps - 1
         };
@@ -394,9 +415,9 @@ fn register(
     }
 }
 
-fn lock(reducer: &Mutex<Reducer>) -> MutexGuard<'_, Reducer> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // After a panic inside the pass has failed, and the next begins from nothing.
-    reducer.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether an error comes to all ranks by itself.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use regatta_torch::amp::GradScaler;
 use regatta_torch::context::{TorchContext, TorchState};
+use regatta_torch::ddp::{Compression, DataParallelConfig, PowerSgd};
 use regatta_torch::loader::TensorDataset;
 use regatta_torch::optim::{AdamW, Optimizer};
 use regatta_torch::schedule::{Schedule, Scheduler};
@@ -73,9 +74,17 @@ fn start(folder: &std::path::Path) -> Start {
 }
 
 fn play(body: fn(&mut TrainContext, Value) -> Result<Value, BoxError>, start: Start) -> Result<Done, String> {
+    play_on(1, body, start)
+}
+
+fn play_on(
+    ranks: usize,
+    body: fn(&mut TrainContext, Value) -> Result<Value, BoxError>,
+    start: Start,
+) -> Result<Done, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async {
-        let mut crew = ThreadCrew::new(1, Arc::new(body));
+        let mut crew = ThreadCrew::new(ranks, Arc::new(body));
         crew.launch(start).await.unwrap();
         let mut done = None;
         while let Some(event) = tokio::time::timeout(Duration::from_secs(60), crew.next()).await.unwrap() {
@@ -135,5 +144,54 @@ fn a_checkpoint_has_the_models_own_names_and_another_model_is_refused_with_all_t
     let error = play(other, second).unwrap_err();
     for part in ["`model`", "first.weight", "norm.running_mean", "`optimizer`", "sgd", "component `scaler`"] {
         assert!(error.contains(part), "{part}: {error}");
+    }
+}
+
+/// Compressed gradients, of batches that follow from step and rank; nothing is drawn.
+fn compressed(ctx: &mut TrainContext, _: Value) -> Result<Value, BoxError> {
+    let net = Net::plain(i64::from(ctx.attempt()));
+    let how = PowerSgd { rank: 1, start: 2, least_ratio: 1.0 };
+    let config = DataParallelConfig { compression: Compression::PowerSgd(how), ..Default::default() };
+    let model = ctx.data_parallel_with(&net.vs, config)?;
+    let mut opt = AdamW::new(&net.vs, 0.01);
+    let mut state = ctx.state().model(&net.vs).optimizer(&opt);
+    ctx.restore(&mut state)?;
+    while state.step() < 9 {
+        let place = (state.step() * 10 + ctx.rank() as u64) as f64;
+        let x = ((Tensor::arange(8 * 12, crate::F32) + place * 7919.0) * 12.9898).sin().reshape([8, 12]);
+        let y = (x.sum_dim_intlist(&[1i64][..], false, Kind::Float) * 3.0)
+            .abs()
+            .to_kind(Kind::Int64)
+            .remainder(3);
+        model.backward(&net.loss(&x, &y))?;
+        opt.step()?;
+        ctx.step(&state)?;
+    }
+    let hash: Vec<u8> = state::model(&net.vs).iter().flat_map(|t| t.bytes().unwrap().into_owned()).collect();
+    Ok(serde_json::to_value((hash, model.steps()))?)
+}
+
+#[test]
+fn what_compressed_gradients_left_behind_is_in_the_checkpoint_by_itself() {
+    let _alone = alone();
+    let whole = tempfile::tempdir().unwrap();
+    let expected = play_on(2, compressed, start(whole.path())).unwrap();
+    for stop in [1, 4, 7] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut first = start(folder.path());
+        first.stop.steps = Some(stop);
+        play_on(2, compressed, first).unwrap();
+        let mut second = start(folder.path());
+        (second.attempt, second.generation, second.restore) = (2, 2, Restore::Newest);
+        assert_eq!(play_on(2, compressed, second).unwrap().value, expected.value, "stopped at {stop}");
+    }
+    // With another number of ranks, and back, there is less to go on with; but it goes on.
+    let folder = tempfile::tempdir().unwrap();
+    for (attempt, ranks, stop) in [(1, 2, Some(4)), (2, 1, Some(6)), (3, 2, None)] {
+        let mut next = start(folder.path());
+        (next.attempt, next.generation, next.restore) = (attempt, attempt.into(), Restore::Newest);
+        next.stop.steps = stop;
+        let done = play_on(ranks, compressed, next).unwrap();
+        assert_eq!(done.step, stop.unwrap_or(9));
     }
 }

@@ -255,7 +255,11 @@ pub fn restore(upload: &dyn Upload, folder: impl AsRef<Path>) -> Result<CopyInfo
             schema::meta(reader.connection(), "epoch").map_err(failed())? as u64,
             schema::meta(reader.connection(), "applied").map_err(failed())? as u64,
         );
-        if run != info.run || here > (info.epoch, info.seq) {
+        if run != info.run {
+            let why = format!("it is of another run than {}; move that away first", path.display());
+            return Err(Error::NewerCopy { place: upload.place(), why });
+        }
+        if here > (info.epoch, info.seq) {
             return Err(Error::Exists { path });
         }
         if here == (info.epoch, info.seq) {

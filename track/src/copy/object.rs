@@ -144,8 +144,13 @@ impl Upload for ObjectUpload {
                 Some(version) => Ok(Some(Version(version))),
                 None => Ok(self.read(name)?.map(|(_, version)| version)),
             },
-            Err(AlreadyExists { .. } | Precondition { .. } | NotFound { .. }) => Ok(None),
-            Err(e) => Err(self.failed(&what, e)),
+            // The condition may have failed by ourselves: a request whose answer was lost is sent again. And one that failed
+            // for good may have done its work. What is there now decides; nobody else writes these bytes.
+            Err(e) => match self.read(name)? {
+                Some((there, version)) if there == bytes => Ok(Some(version)),
+                _ if matches!(e, AlreadyExists { .. } | Precondition { .. } | NotFound { .. }) => Ok(None),
+                _ => Err(self.failed(&what, e)),
+            },
         }
     }
 

@@ -118,7 +118,7 @@ fn what_is_there_is_not_replaced_by_what_is_older_or_other() {
     let refused = mirror(&another, place.path(), NEVER).finish(LONG).err().unwrap();
     assert!(matches!(&refused, Error::NewerCopy { why, .. } if why.contains("another run")), "{refused}");
     another.close().unwrap();
-    assert!(matches!(copy::restore(&upload, stranger.path()), Err(Error::Exists { .. })));
+    assert!(matches!(copy::restore(&upload, stranger.path()), Err(Error::NewerCopy { .. })));
 }
 
 #[test]

@@ -58,7 +58,7 @@ impl Opening {
     fn run(self) -> Result<Opened> {
         let Opening { folder, resume, config } = self;
         if resume && folder.is_remote() {
-            bring_back(&folder)?;
+            folder.bring_back()?;
         }
         let store = match resume {
             true => Store::open(&folder.path, StoreConfig::default())?,
@@ -88,17 +88,6 @@ impl Opening {
             false => None,
         };
         Ok(Opened { store, sinks, mirror, ledger })
-    }
-}
-
-/// Brings the latest copy from the storage if it is ahead of what is here.
-fn bring_back(folder: &RunFolder) -> Result<()> {
-    match copy::restore(&*copy::open(&folder.storage)?, &folder.path) {
-        // What is here is ahead of the copy.
-        Err(regatta_track::Error::Exists { .. }) => Ok(()),
-        // There is no copy yet, but a store.
-        Err(regatta_track::Error::Storage { .. }) if crate::folder::is_run(&folder.path) => Ok(()),
-        other => Ok(other.map(drop)?),
     }
 }
 

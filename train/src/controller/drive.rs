@@ -99,12 +99,18 @@ pub(crate) async fn drive(mut parts: Parts) -> Result<Ending> {
         resumed: resume,
     };
     parts.callbacks.iter_mut().for_each(|callback| callback.on(&begun));
+    let restore = match &parts.restore {
+        // Though nothing may be known of it: a store that was brought back can be older than its checkpoints.
+        Restore::Nothing if resume => Restore::Newest,
+        other => other.clone(),
+    };
     let plan = Plan {
         run: format!("{}/{}", folder.experiment, folder.name),
         failure: parts.experiment.failure.clone(),
         stop: parts.experiment.run.stop.clone(),
-        restore: parts.restore.clone(),
+        restore,
         world_size: parts.experiment.scaling.workers.max() as u32,
+        rehearsal: parts.experiment.run.fast_dev_run,
     };
     let drive = Drive {
         machine: Machine::new(plan, ledger, Timestamp::now()),
@@ -519,7 +525,8 @@ impl Drive {
             Ok(Err(error)) => return tracing::warn!(%error, "the run's checkpoints could not be listed"),
             Err(_) => return tracing::warn!("the run's checkpoints were not listed within {LIST_WITHIN:?}"),
         };
-        let (committed, gone) = found;
+        let Differences { committed, gone, generation } = found;
+        self.feed(Input::Fence(generation)).await;
         for committed in committed {
             self.feed(Input::Committed(committed)).await;
         }
@@ -534,8 +541,17 @@ fn environment_event(environment: &Environment) -> Draft {
     Draft::new(RunEnvironment { env: serde_json::to_value(environment).unwrap_or_default() })
 }
 
-/// The checkpoints that are there and not known, and those known and not there.
-fn differences(storage: &str, known: &[String]) -> Result<(Vec<CheckpointCommitted>, Vec<String>)> {
+/// What the storage says otherwise than the log.
+struct Differences {
+    /// Checkpoints that are there and not known.
+    committed: Vec<CheckpointCommitted>,
+    /// Those known and not there.
+    gone: Vec<String>,
+    /// The newest generation that saved there, or was about to.
+    generation: u64,
+}
+
+fn differences(storage: &str, known: &[String]) -> Result<Differences> {
     let store = regatta_checkpoint::store::open(storage)?;
     let names = catalog::names(&*store)?;
     let here: Vec<String> = names.iter().map(ToString::to_string).collect();
@@ -551,7 +567,7 @@ fn differences(storage: &str, known: &[String]) -> Result<(Vec<CheckpointCommitt
         }
     }
     committed.reverse();
-    Ok((committed, gone))
+    Ok(Differences { committed, gone, generation: catalog::newest_generation(&*store)? })
 }
 
 /// What a crew's failure counts as, and what is kept of it.

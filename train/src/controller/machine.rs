@@ -4,7 +4,7 @@
 //! Named promises, cited by the simulator:
 //! - CM-1: the ledger equals the fold of the events given out, over all controllers of a run.
 //! - CM-2: no more failures are made good than `max_failures`, no more preemptions than `max_preemptions`.
-//! - CM-3: every attempt has the next number and the next generation.
+//! - CM-3: every attempt has the next number, and a generation later than any that the log or the storage has seen.
 //! - CM-4: an attempt that began is ended once, by the next controller at the latest; a run is ended once, as the last event.
 //! - CM-5: a crew is launched only when nothing is left of the one before.
 //! - CM-6: once told to stop, a run ends within the grace, whatever its crew does or leaves undone.
@@ -42,6 +42,8 @@ pub struct Plan {
     pub restore: Restore,
     /// How many workers are planned.
     pub world_size: u32,
+    /// Whether the run only tries everything: what it saved is then restored once, by another crew.
+    pub rehearsal: bool,
 }
 
 /// Where a run is.
@@ -138,6 +140,8 @@ pub enum Input {
     Committed(CheckpointCommitted),
     /// A checkpoint is no more.
     Deleted(CheckpointDeleted),
+    /// The storage has seen this generation: a copy of the log, from which the run may have been brought back, may not.
+    Fence(u64),
     /// A rank failed, could not be launched, or broke the rules.
     Failed(Problem),
     /// All ranks are done.
@@ -226,6 +230,8 @@ pub struct Machine {
     first: Option<Error>,
     /// The last one after it.
     latest: Option<Error>,
+    /// The newest generation that the storage has seen.
+    fence: u64,
     ending: Option<Ending>,
     out: Output,
 }
@@ -246,6 +252,7 @@ impl Machine {
             stopping: None,
             first: None,
             latest: None,
+            fence: 0,
             ending: None,
             out: Output::default(),
         }
@@ -299,6 +306,7 @@ impl Machine {
             Input::Started { world_size } => self.started(world_size),
             Input::Restored { checkpoint, step, damaged } => self.restored(checkpoint, step, &damaged),
             Input::Committed(committed) => self.committed(committed),
+            Input::Fence(generation) => self.fence = self.fence.max(generation),
             Input::Deleted(deleted) => self.deleted(deleted),
             Input::Failed(problem) => self.failed(problem),
             Input::Finished { value, stopped } => self.finished(value, stopped),
@@ -364,7 +372,7 @@ impl Machine {
     }
 
     fn launch(&mut self) {
-        let (attempt, generation) = (self.ledger.attempt + 1, self.ledger.generation + 1);
+        let (attempt, generation) = (self.ledger.attempt + 1, self.ledger.generation.max(self.fence) + 1);
         let newest = self.ledger.newest().map(|(name, kept)| (name.to_owned(), kept.step));
         // What was committed may not be told yet, so a later attempt looks for itself.
         let own = match self.plan.restore {
@@ -523,6 +531,11 @@ impl Machine {
             Some(reason) => Status::Stopped { reason, forced: false },
         };
         self.end_attempt(outcome_of(&status), None);
+        if std::mem::take(&mut self.plan.rehearsal) && status == Status::Completed && self.progressed {
+            self.decided("restore", "to try that what was saved can be restored".into(), Value::Null);
+            (self.stopping, self.deadline) = (None, Some(self.now));
+            return self.take_down(Phase::Recovering, LEAVE);
+        }
         self.finish_with(status, None, Some(value));
     }
 

@@ -95,7 +95,10 @@ impl World {
     fn new(max_failures: u32, max_preemptions: u32, seconds: Option<f64>) -> Self {
         let failure = FailureConfig { max_failures, max_preemptions, ..FailureConfig::default() };
         let stop = StopConfig { seconds, ..StopConfig::default() };
-        let plan = Plan { run: "e/r".into(), failure, stop, world_size: 2, ..Plan::default() };
+        Self::with(Plan { run: "e/r".into(), failure, stop, world_size: 2, ..Plan::default() })
+    }
+
+    fn with(plan: Plan) -> Self {
         let machine = Machine::new(plan.clone(), Ledger::default(), Timestamp(0));
         let mut world = World {
             plan,
@@ -386,6 +389,32 @@ fn the_first_cause_is_told_with_the_budget_that_was_spent() {
         (ending.status, ending.error.unwrap().to_string()),
         (Status::Failed, "rank 0: failure 1".to_owned())
     );
+}
+
+#[test]
+fn a_generation_that_the_storage_has_seen_is_not_taken_again() {
+    let mut machine = Machine::new(Plan::default(), Ledger::default(), Timestamp(0));
+    machine.handle(Duration::ZERO, Input::Fence(7));
+    let actions = machine.handle(Duration::ZERO, Input::Begin).actions;
+    assert!(matches!(actions[..], [Action::Launch { attempt: 1, generation: 8, .. }]), "{actions:?}");
+}
+
+#[test]
+fn a_rehearsal_restores_what_it_saved_once() {
+    for (saves, attempts) in [(true, 2), (false, 1)] {
+        let mut world = World::with(Plan { run: "e/r".into(), rehearsal: true, ..Plan::default() });
+        for attempt in 1..=attempts {
+            world.step(Step::Proceed);
+            world.step(Step::Proceed);
+            if saves && attempt == 1 {
+                world.step(Step::Commit);
+            }
+            world.step(Step::Finish);
+            world.step(Step::Proceed);
+            world.step(Step::Wait(0));
+        }
+        assert_eq!((world.machine.ledger().attempt, world.ending().status), (attempts, Status::Completed));
+    }
 }
 
 #[test]

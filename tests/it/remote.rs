@@ -1,0 +1,93 @@
+//! Runs that are kept in an object store: they go on from their URL alone, and through a store that misbehaves.
+
+use std::collections::BTreeSet;
+
+use regatta_checkpoint_s3_tests::Server;
+
+use crate::support::{Place, came, until};
+
+const RUN: &str = r#"(
+    trainable: "sums",
+    config: (steps: 100, millis: 20),
+    run: (name: "far", storage: "s3://bucket/runs"),
+    checkpoint: (every: Steps(10)),
+)"#;
+const URL: &str = "s3://bucket/runs/sums/far";
+const SUM: u64 = 100 * 101 / 2;
+
+#[test]
+fn a_run_that_lost_its_controller_and_its_folder_goes_on_from_its_url_elsewhere() {
+    let (server, here) = (Server::start(), Place::new());
+    let env = server.environment();
+    here.write("a.ron", RUN);
+    let mut child = here.start_until_step_with(&["train", "a.ron", "--workers", "2"], "far", &env);
+    until("two checkpoints", || server.commits().len() >= 2);
+    child.kill().unwrap();
+    came(child);
+    drop(here);
+
+    // The copy of its store is from its beginning: it knows of no checkpoint, and of no generation.
+    let there = Place::new();
+    let resumed = there.run_with(&["resume", URL, "--json"], &env).code(0).says("restored step-0000");
+    assert_eq!(resumed.json()["value"], SUM);
+    let shown = there.run(&["show", "far", "--json"]).code(0).json();
+    let steps: BTreeSet<u64> =
+        shown["checkpoints"].as_array().unwrap().iter().map(|row| row["step"].as_u64().unwrap()).collect();
+    assert!((10..=100).step_by(10).all(|step| steps.contains(&step)), "{shown}");
+    let generations: BTreeSet<&str> =
+        shown["checkpoints"].as_array().unwrap().iter().map(|row| generation(&row["name"])).collect();
+    assert_eq!(generations, BTreeSet::from(["g1", "g2"]), "{shown}");
+    let restored = shown["attempts"][0]["row"]["restored"].as_str().unwrap();
+    assert!(restored.contains(".g1.") && restored >= "step-000020", "{shown}");
+    let verified = there.run_with(&["ckpt", "verify", URL], &env).code(0).out;
+    assert!(verified.matches(" ok").count() >= 10, "{verified}");
+    for copied in ["progress.csv", "result.jsonl", "config.ron"] {
+        assert!(there.path().join("runs/sums/far").join(copied).is_file(), "{copied}");
+    }
+
+    // At its end all of it was copied: a third machine sees that it is done, and does nothing twice.
+    let third = Place::new();
+    let again = third.run_with(&["resume", URL, "--json"], &env).code(0);
+    assert_eq!((&again.json()["value"], &again.json()["attempts"]), (&SUM.into(), &2.into()));
+    // And its name is in use, wherever one is.
+    let fourth = Place::new();
+    fourth.write("a.ron", RUN);
+    fourth.run_with(&["train", "a.ron"], &env).code(2).says("s3://bucket/runs/sums/far").says("resume it");
+    fourth.run_with(&["resume", "s3://bucket/runs/sums/nobody"], &env).code(2).says("no copy of a run");
+    fourth.run_with(&["resume", "s3://bucket"], &env).code(2).says("/experiment/run");
+}
+
+fn generation(name: &serde_json::Value) -> &str {
+    name.as_str().unwrap().split('.').nth(1).unwrap()
+}
+
+#[test]
+fn a_store_that_misbehaves_costs_retries_and_not_the_run() {
+    let (server, place) = (Server::start(), Place::new());
+    let env = server.environment();
+    place.write("a.ron", RUN);
+    server.misbehave(7);
+    let args = ["train", "a.ron", "--json", "steps=40", "millis=5", "checkpoint.every=Steps(20)"];
+    let ran = place.run_with(&args, &env).code(0);
+    server.misbehave(0);
+    assert_eq!(ran.json()["value"], 40 * 41 / 2);
+    assert!(!ran.err.contains("could not be saved"), "{}", ran.err);
+    assert!(server.seen().len() > 3, "hardly any mischief came about: {:?}", server.seen());
+    assert!(server.commits().values().all(|&count| count == 1), "{:?}", server.commits());
+    place.run_with(&["ckpt", "verify", URL], &env).code(0);
+    // The copy of the run's store was not given up either.
+    let elsewhere = Place::new();
+    let again = elsewhere.run_with(&["resume", URL, "--json"], &env).code(0).json();
+    assert_eq!((&again["value"], &again["attempts"]), (&ran.json()["value"], &2.into()));
+}
+
+#[test]
+fn a_stop_says_how_to_go_on_from_anywhere() {
+    let (server, place) = (Server::start(), Place::new());
+    let env = server.environment();
+    place.write("a.ron", RUN);
+    let child = place.start_until_step_with(&["train", "a.ron"], "far", &env);
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT)
+        .unwrap();
+    came(child).code(75).says("saved step-").says(&format!("resume {URL}"));
+}
