@@ -1,7 +1,7 @@
 //! What can go wrong in a search, and what to do about it.
 
 /// Why a space, a configuration or a sampler was refused.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The search space itself is wrong: correct the declaration at this path.

@@ -163,14 +163,20 @@ fn hyper_band_has_the_brackets_of_the_paper() {
 }
 
 #[test]
-fn a_model_is_fitted_on_the_largest_resource_with_enough_results() {
+fn rungs_say_who_came_how_far_and_how_well() {
     for scheduler in [build(HyperBand::new(1..=27)), build(Asha::new(1..=27))] {
-        let curves = (0..27u32).map(|row| vec![f64::from(row * 37 % 49); 27]).collect();
+        let loss = |row: u32| f64::from(row * 37 % 49);
+        let curves = (0..27u32).map(|row| vec![loss(row); 27]).collect();
         let outcome = table(scheduler, 3, curves);
         let scheduler = outcome.referee.scheduler();
-        assert_eq!(scheduler.model_resource(5), Some(3), "{}", scheduler.name());
-        assert_eq!(scheduler.model_resource(25), Some(1));
-        assert_eq!(scheduler.model_resource(26), None);
+        let rungs = scheduler.rungs();
+        assert_eq!(rungs.len(), 4, "{}", scheduler.name());
+        for (level, rung) in LEVELS.iter().zip(&rungs) {
+            assert!(rung.windows(2).all(|pair| loss(pair[0]) < loss(pair[1])), "{rung:?}");
+            let came = |trial: &u32| outcome.trials[trial].reports.iter().any(|(at, _)| at == level);
+            assert!(rung.iter().all(came), "{}", scheduler.name());
+        }
+        assert_eq!(rungs.iter().flatten().filter(|trial| **trial == 0).count(), rungs.len(), "the best");
     }
 }
 

@@ -21,6 +21,7 @@ pub mod conformance;
 mod gp;
 mod grid;
 mod history;
+mod judged;
 mod random;
 mod search;
 mod sobol;

@@ -251,11 +251,11 @@ impl Scheduler for Running {
         }
     }
 
-    fn model_resource(&self, dimensions: usize) -> Option<u64> {
-        let mut counts: BTreeMap<u64, usize> = BTreeMap::new();
+    fn rungs(&self) -> Vec<Vec<u32>> {
+        let mut levels: BTreeMap<u64, BTreeSet<Score>> = BTreeMap::new();
         for rung in self.ladders.iter().flatten() {
-            *counts.entry(rung.level).or_default() += rung.len();
+            levels.entry(rung.level).or_default().extend(rung.scores());
         }
-        counts.into_iter().rev().find(|(_, count)| *count > dimensions + 1).map(|(level, _)| level)
+        levels.into_values().map(|scores| scores.into_iter().map(|score| score.trial).collect()).collect()
     }
 }

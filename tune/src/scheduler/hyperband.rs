@@ -13,7 +13,7 @@ use super::score::Score;
 use super::turn::Turn;
 use super::{End, Scheduler};
 
-/// HyperBand, and, with a sampler that fits its model on [`model_resource`](Scheduler::model_resource), BOHB.
+/// HyperBand, and, with a sampler that learns from its [`rungs`](Scheduler::rungs), BOHB.
 ///
 /// With `s` from the number of cuts down to none, a bracket has `ceil((s_max + 1) eta^s / (s + 1))` trials and begins at
 /// the resource `max eta^-s`; after the last bracket comes the first again.
@@ -74,8 +74,8 @@ struct Running {
     /// The brackets by number; those that are over are dropped.
     brackets: BTreeMap<u64, Bracket>,
     places: BTreeMap<u32, u64>,
-    /// How many results there are at each resource.
-    results: BTreeMap<u64, usize>,
+    /// The results at each resource.
+    results: BTreeMap<u64, BTreeSet<Score>>,
     interrupted: BTreeSet<u32>,
 }
 
@@ -199,12 +199,13 @@ impl Scheduler for Running {
         else {
             return;
         };
-        *self.results.entry(level).or_default() += 1;
+        let score = Score::new(report.value, trial);
+        self.results.entry(level).or_default().insert(score);
         bracket.racing.remove(&trial);
         if bracket.rung + 1 == bracket.levels.len() {
             turn.stop(trial, format!("it has had the full resource of {level}"));
         } else {
-            bracket.reached.insert(Score::new(report.value, trial));
+            bracket.reached.insert(score);
             bracket.pausing.insert(trial);
             turn.pause(trial, format!("it waits for the others of its bracket at resource {level}"));
         }
@@ -253,7 +254,7 @@ impl Scheduler for Running {
         }
     }
 
-    fn model_resource(&self, dimensions: usize) -> Option<u64> {
-        self.results.iter().rev().find(|(_, count)| **count > dimensions + 1).map(|(level, _)| *level)
+    fn rungs(&self) -> Vec<Vec<u32>> {
+        self.results.values().map(|scores| scores.iter().map(|score| score.trial).collect()).collect()
     }
 }

@@ -119,10 +119,10 @@ pub trait Scheduler: Debug + Send {
     /// changed here without saying so is lost, as offers that come to nothing are not stored.
     fn slot(&mut self, turn: &mut Turn<'_>);
 
-    /// The resource whose results a model of a space with so many dimensions is best fitted on, if the scheduler has enough
-    /// of any: the largest with more than `dimensions + 1` results.
-    fn model_resource(&self, dimensions: usize) -> Option<u64> {
-        let _ = dimensions;
-        None
+    /// The trials with a result at each rung, best first, from the lowest rung to the highest. A sampler learns from them
+    /// before trials are over; see [`History::judged_by`](crate::sampler::History::judged_by). Empty for a scheduler that
+    /// does not compare trials at rungs.
+    fn rungs(&self) -> Vec<Vec<u32>> {
+        Vec::new()
     }
 }

@@ -112,7 +112,7 @@ impl Scheduler for Running {
         self.inner.slot(turn);
     }
 
-    fn model_resource(&self, dimensions: usize) -> Option<u64> {
-        self.inner.model_resource(dimensions)
+    fn rungs(&self) -> Vec<Vec<u32>> {
+        self.inner.rungs()
     }
 }

@@ -27,6 +27,11 @@ impl Rung {
         self.top.len() + self.rest.len()
     }
 
+    /// All results, best first.
+    pub(super) fn scores(&self) -> impl Iterator<Item = Score> {
+        self.top.iter().chain(&self.rest).copied()
+    }
+
     /// How many of them may go on.
     pub(super) fn quota(&self) -> usize {
         self.len() / self.eta

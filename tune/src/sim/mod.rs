@@ -19,12 +19,14 @@
 
 mod curves;
 mod run;
+mod search;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub use curves::Curves;
 
+use crate::error::Error;
 use crate::scheduler::{Config, Decision, Event, Misuse, Referee, Roster, Scheduler};
 
 /// What trials compute, in place of a trainable.
@@ -40,6 +42,22 @@ pub trait Workload {
 
     /// The resource at which a trial comes to its own end.
     fn horizon(&self) -> u64;
+}
+
+impl<W: Workload> Workload for &W {
+    type State = W::State;
+
+    fn begin(&self, trial: u32, config: &Config) -> W::State {
+        (**self).begin(trial, config)
+    }
+
+    fn step(&self, state: &mut W::State, config: &Config, resource: u64) -> Step {
+        (**self).step(state, config, resource)
+    }
+
+    fn horizon(&self) -> u64 {
+        (**self).horizon()
+    }
 }
 
 /// What one unit of the resource brought.
@@ -87,7 +105,7 @@ pub struct Simulation<W> {
     checkpoint_every: u64,
 }
 
-/// Why a simulation could not go on. Each is a bug of the scheduler.
+/// Why a simulation could not go on: mostly a bug of the scheduler.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Failure {
@@ -104,6 +122,9 @@ pub enum Failure {
         /// Whose it was.
         owner: u32,
     },
+    /// The sampler cannot work on the space.
+    #[error(transparent)]
+    Sampler(#[from] Error),
     /// Nothing is in flight, and trials are left over.
     #[error("nothing is in flight any more, but the trials {left:?} are not over")]
     Stuck {
