@@ -32,6 +32,15 @@ impl Space {
         Self { root: Node::Unit, parameters: vec![], open: true }
     }
 
+    /// Adds what a trial of another process, or of an earlier one, found.
+    pub(crate) fn extend(&mut self, name: &str, node: &Node) -> Result<()> {
+        let one = Space::new(Node::Struct(super::Fields(vec![(name.to_owned(), node.clone())])))?;
+        match one.parameters() {
+            [parameter] => self.discover(name, &parameter.domain).map(drop),
+            _ => Err(Error::space(name, "an open space is made of single parameters")),
+        }
+    }
+
     /// Adds a parameter to an open space, or finds it again.
     fn discover(&mut self, path: &str, domain: &Domain) -> Result<usize> {
         if let Some(index) = self.find(path) {
@@ -93,6 +102,11 @@ impl Asked {
         let json = |v: &T| serde_json::to_value(v).map_err(|e| Error::space(name, e.to_string()));
         let domain = Domain::Category(values.iter().map(json).collect::<Result<_>>()?);
         Ok(values[self.value(name, domain)? as usize].clone())
+    }
+
+    /// What the trial asked for and got, by name.
+    pub(crate) fn taken(&self) -> impl Iterator<Item = (&str, Node, Value)> {
+        self.taken.iter().map(|(name, domain, raw)| (name.as_str(), domain.node(), domain.json(*raw)))
     }
 
     /// The trial's point, after everything it asked for became part of the space.
