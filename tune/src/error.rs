@@ -61,6 +61,14 @@ pub enum Error {
         /// What it cannot do, and what can.
         problem: String,
     },
+    /// A study's results cannot be read or do not say what was asked.
+    #[error("the results in {folder}: {problem}")]
+    Results {
+        /// The study's or trial's folder.
+        folder: String,
+        /// What is wrong there.
+        problem: String,
+    },
 }
 
 /// A result of this crate.
@@ -69,6 +77,10 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     pub(crate) fn space(path: impl Into<String>, problem: impl Into<String>) -> Self {
         Self::Space { path: named(path.into()), problem: problem.into() }
+    }
+
+    pub(crate) fn results(folder: &std::path::Path, problem: impl ToString) -> Self {
+        Self::Results { folder: folder.display().to_string(), problem: problem.to_string() }
     }
 
     pub(crate) fn config(path: impl Into<String>, problem: impl Into<String>) -> Self {

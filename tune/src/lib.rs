@@ -20,6 +20,7 @@ mod error;
 pub mod importance;
 mod normal;
 pub mod pareto;
+pub mod plot;
 pub mod results;
 pub mod sampler;
 pub mod scheduler;

@@ -62,6 +62,7 @@ fn event() -> BoxedStrategy<Event> {
         1 => (0..3_u32, config()).prop_map(|(from, config)| TrialCloned { from, config, checkpoint: None }.into()),
         1 => (outcome(), cause()).prop_map(|(outcome, cause)| TrialFinished { outcome, cause }.into()),
         1 => Just(LogTail { lines: vec!["x".into()] }.into()),
+        1 => Just(StudyConfigured::default().into()),
         1 => Just(Event::Unknown(Unknown { kind: "new".into(), version: 1, body: vec![9] })),
     ]
     .boxed()
