@@ -22,7 +22,9 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Train what an experiment file says
     Train(Train),
-    /// Go on with a run that was stopped, failed or lost its controller
+    /// Search for the best configuration, as an experiment file's `tune` section says
+    Tune(Tune),
+    /// Go on with a run or a study that was stopped, failed or lost its controller
     Resume(Resume),
     /// Run a program N times with torchrun's environment
     Launch(Launch),
@@ -85,6 +87,38 @@ pub(crate) struct Train {
     pub(crate) show: Shown,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct Tune {
+    #[command(flatten)]
+    pub(crate) source: Source,
+    /// The study's name; one is drawn otherwise
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// The experiment the study belongs to
+    #[arg(long)]
+    pub(crate) experiment: Option<String>,
+    /// How many trials
+    #[arg(long, short = 'n')]
+    pub(crate) samples: Option<u64>,
+    /// How many trials at once
+    #[arg(long, short = 'j')]
+    pub(crate) concurrent: Option<usize>,
+    /// How many workers each trial has
+    #[arg(long, short)]
+    pub(crate) workers: Option<String>,
+    /// Where studies lie: a folder or an object store's URL
+    #[arg(long)]
+    pub(crate) storage: Option<String>,
+    /// The seed
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// Print what would be searched and do nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) show: Shown,
+}
+
 /// How progress is shown, on standard error.
 #[derive(Debug, Args)]
 pub(crate) struct Shown {
@@ -103,6 +137,15 @@ pub(crate) struct Resume {
     /// How many workers go on with it; as many as before otherwise
     #[arg(long, short)]
     pub(crate) workers: Option<usize>,
+    /// Of a study: how many trials there are to be in all, or `+20` for so many more
+    #[arg(long)]
+    pub(crate) samples: Option<String>,
+    /// Of a study: how many trials at once
+    #[arg(long)]
+    pub(crate) concurrent: Option<usize>,
+    /// Of a study: go on though the search space was changed
+    #[arg(long)]
+    pub(crate) allow_changed_space: bool,
     /// Where runs lie
     #[arg(long, default_value = ROOT)]
     pub(crate) root: PathBuf,

@@ -22,8 +22,10 @@ mod problem;
 mod progress;
 mod runs;
 mod settings;
+mod sweep;
 mod term;
 mod train;
+mod tune;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -70,6 +72,7 @@ fn obey(cli: Cli, program: &str) -> Outcome {
     let json = cli.json;
     match cli.command {
         Command::Train(args) => train::run(&args, json),
+        Command::Tune(args) => tune::run(&args, json),
         Command::Resume(args) => train::resume(&args, json),
         Command::Launch(args) => launch::run(&args),
         Command::Ls(args) => runs::ls(&args, json),

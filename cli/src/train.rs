@@ -18,6 +18,7 @@ use crate::progress::{Look, Shown};
 use crate::runs;
 use crate::settings::{Override, Settings};
 use crate::term::{self, Mode, Terminal};
+use crate::tune;
 
 /// `regatta train FILE`.
 pub(crate) fn run(args: &Train, json: bool) -> Outcome {
@@ -34,6 +35,12 @@ pub(crate) fn run(args: &Train, json: bool) -> Outcome {
 /// `regatta resume RUN`.
 pub(crate) fn resume(args: &Resume, json: bool) -> Outcome {
     let found = runs::find(&args.run, &args.root)?;
+    if tune::is_study(&found.folder) {
+        return tune::resume(args, &found.folder, json);
+    }
+    if args.samples.is_some() || args.concurrent.is_some() || args.allow_changed_space {
+        return Err(Problem::usage("--samples, --concurrent and --allow-changed-space are for studies, and this is a run"));
+    }
     let mut trainer = Trainer::of_run(&found.folder.to_string_lossy())?;
     if let Some(workers) = args.workers {
         trainer = trainer.workers(workers);
@@ -81,7 +88,7 @@ fn fit(trainer: Trainer, resumed: Option<&Path>, show: &args::Shown, json: bool)
 }
 
 /// The command that goes on with a run; `{run}` is filled in once its name is known.
-fn resume_command(experiment: &Experiment<Value>, resumed: Option<&Path>) -> String {
+pub(crate) fn resume_command(experiment: &Experiment<Value>, resumed: Option<&Path>) -> String {
     let program =
         std::env::args_os().next().map_or("regatta".into(), |arg| arg.to_string_lossy().into_owned());
     let storage = &experiment.run.storage;
@@ -121,7 +128,7 @@ fn told(result: &RunResult) -> Value {
 }
 
 /// A folder that runs cannot be put into is found out before anything is started.
-fn writable(storage: &str) -> Outcome {
+pub(crate) fn writable(storage: &str) -> Outcome {
     if storage.contains("://") && !storage.starts_with("file://") || storage.starts_with("memory:") {
         return Ok(());
     }

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::normal;
+use crate::space::Node;
 
 /// Integers beyond this are not exact in an `f64`.
 const EXACT: f64 = 9_007_199_254_740_992.0;

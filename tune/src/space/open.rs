@@ -65,6 +65,8 @@ fn changed(path: &str, known: &Domain, asked: &Domain) -> Error {
 pub struct Asked {
     suggested: Vec<(String, Domain, f64)>,
     taken: Vec<(String, Domain, f64)>,
+    /// Values that were chosen before, whatever they are asked as.
+    given: Value,
     seed: u64,
     number: u64,
 }
@@ -79,7 +81,12 @@ impl Asked {
                 (path.clone(), domain.clone(), raw)
             })
             .collect();
-        Self { suggested, taken: vec![], seed, number }
+        Self { suggested, taken: vec![], given: Value::Null, seed, number }
+    }
+
+    /// A trial that is to get the values of this configuration where it asks for them.
+    pub(crate) fn given(config: &Value, seed: u64, number: u64) -> Self {
+        Self { suggested: vec![], taken: vec![], given: config.clone(), seed, number }
     }
 
     /// Asks for a real number.
@@ -126,7 +133,10 @@ impl Asked {
         let raw = match self.suggested.iter().find(|(n, ..)| n == name) {
             Some((_, known, _)) if *known != domain => return Err(changed(name, known, &domain)),
             Some((.., raw)) => *raw,
-            None => domain.raw(Stream::new(self.seed, self.number, name).unit()),
+            None => {
+                let given = self.given.get(name).and_then(|value| domain.parse(name, value).ok());
+                given.unwrap_or_else(|| domain.raw(Stream::new(self.seed, self.number, name).unit()))
+            }
         };
         self.taken.push((name.into(), domain, raw));
         Ok(raw)

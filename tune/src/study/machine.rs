@@ -8,7 +8,7 @@
 //! - ST-3: a trial is told to its sampler once, when it has ended.
 //! - ST-4: every trial ends: those that wait when the study is closed are ended with it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -75,6 +75,8 @@ pub struct Facts {
     pub reports: u64,
     /// How often it was started.
     pub attempts: u32,
+    /// The attempt of its own run that was started last.
+    pub attempt: u32,
     /// How many workers it is to have, if a scheduler said.
     pub workers: Option<u32>,
     /// Why it failed.
@@ -84,6 +86,8 @@ pub struct Facts {
     /// The furthest resource that was taken in since it last changed.
     furthest: Option<u64>,
     constraints: Vec<f64>,
+    /// Those that were told of.
+    checkpoints: BTreeSet<String>,
     /// Whether something runs for it.
     placed: bool,
 }
@@ -217,7 +221,7 @@ impl Machine {
                 self.decided("enqueue", String::new(), config);
             }
             Input::Offer(suggestion) => self.offer(suggestion)?,
-            Input::Started { trial } => self.started(trial)?,
+            Input::Started { trial, attempt } => self.started(trial, attempt)?,
             Input::Discovered { trial, nodes, config } => self.discovered(trial, nodes, config)?,
             Input::Reported { trial, step, metrics } => self.reported(trial, step, metrics)?,
             Input::Checkpointed { trial, committed } => self.checkpointed(trial, committed)?,
@@ -396,11 +400,12 @@ impl Machine {
         self.act(decisions)
     }
 
-    fn started(&mut self, trial: u32) -> Result<()> {
+    fn started(&mut self, trial: u32, attempt: u32) -> Result<()> {
         if let Some(facts) = self.trials.get_mut(&trial) {
-            facts.attempts += 1;
+            (facts.attempts, facts.attempt) = (facts.attempts + 1, attempt);
         }
-        self.emit(Some(trial), AttemptStarted { world_size: 1, ..AttemptStarted::default() });
+        let started = AttemptStarted { generation: attempt.into(), ..AttemptStarted::default() };
+        self.emit(Some(trial), started);
         let decisions = self.parts.referee.handle(Told::Started { trial })?;
         self.act(decisions)
     }
@@ -484,6 +489,10 @@ impl Machine {
     }
 
     fn checkpointed(&mut self, trial: u32, committed: CheckpointCommitted) -> Result<()> {
+        let news = self.trials.get_mut(&trial).is_some_and(|facts| facts.checkpoints.insert(committed.id.clone()));
+        if !news {
+            return Ok(());
+        }
         let resource = committed.metrics.get(&self.parts.resource);
         let iteration = committed.metrics.get(crate::config::ITERATION);
         let resource = resource.or(iteration).unwrap_or(0.0) as u64;
@@ -604,24 +613,25 @@ impl Machine {
         config: Config,
     ) -> Result<()> {
         for (name, node) in &nodes {
-            self.parts.search.space_mut().extend(name, node)?;
+            // Asked as something else than by an earlier trial.
+            if let Err(error) = self.parts.search.space_mut().extend(name, node) {
+                return self.fail(trial, Cause::new(error.to_string()));
+            }
         }
         let point = point_of(self.space(), &config)?;
+        let bits: BTreeMap<&str, u64> =
+            point.iter().map(|(i, raw)| (self.space().parameters()[i].path.as_str(), raw.to_bits())).collect();
+        let data = json!({ "nodes": nodes, "bits": bits });
         self.parts.search.amend(u64::from(trial), point);
         let config = Value::from_iter(config);
         if let Some(facts) = self.trials.get_mut(&trial) {
             facts.config.clone_from(&config);
         }
+        let (by, action) = (STUDY.into(), "discovered".into());
+        self.emit(Some(trial), Decided { by, action, reason: String::new(), data });
         if !nodes.is_empty() {
-            self.emit(
-                Some(trial),
-                Decided {
-                    by: STUDY.into(),
-                    action: "discovered".into(),
-                    reason: String::new(),
-                    data: json!({ "nodes": nodes, "config": config }),
-                },
-            );
+            let study = super::session::described(self, Value::Null);
+            self.emit(None, study);
         }
         self.emit(Some(trial), TrialConfigured { config });
         Ok(())
