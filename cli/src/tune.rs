@@ -16,7 +16,7 @@ use crate::runs;
 use crate::settings::{self, Override, Settings};
 use crate::sweep::{Look, Sweep};
 use crate::term::{self, Terminal};
-use crate::train::{resume_command, writable};
+use crate::train::{options, resume_command, writable};
 
 /// What values of the `tune` section are called on the command line.
 const SECTION: &str = "tune.";
@@ -26,7 +26,7 @@ pub(crate) fn run(args: &Tune, json: bool) -> Outcome {
     let (ours, theirs): (Vec<String>, Vec<String>) =
         args.source.overrides.iter().cloned().partition(|change| change.starts_with(SECTION));
     let source = args::Source { file: args.source.file.clone(), overrides: theirs };
-    let settings = configure::load(&source, options(args))?;
+    let settings = configure::load(&source, options(&args.common))?;
     let mut changes = ours.iter().map(|text| Override::parse(text)).collect::<Outcome<Vec<_>>>()?;
     let mut add = |option: &str, key: &str, value: Option<String>| {
         changes.extend(value.map(|value| Override::option(option, &format!("{SECTION}{key}"), value)));
@@ -86,20 +86,6 @@ fn resumed_command(folder: &Path) -> String {
         true => format!("{program} resume {{run}}"),
         false => format!("{program} resume {}", folder.display()),
     }
-}
-
-/// What options of their own stand for.
-fn options(args: &Tune) -> Vec<Override> {
-    let mut options = Vec::new();
-    let mut add = |option: &str, path: &str, value: Option<String>| {
-        options.extend(value.map(|value| Override::option(option, path, value)));
-    };
-    add("--name", "run.name", args.name.clone());
-    add("--experiment", "run.experiment", args.experiment.clone());
-    add("--workers", "scaling.workers", args.workers.clone());
-    add("--storage", "run.storage", args.storage.clone());
-    add("--seed", "run.seed", args.seed.map(|seed| seed.to_string()));
-    options
 }
 
 /// The file's `tune` section, with what changes it.
