@@ -16,7 +16,7 @@ use crate::runs;
 use crate::settings::{self, Override, Settings};
 use crate::sweep::{Look, Sweep};
 use crate::term::{self, Terminal};
-use crate::train::{options, resume_command, writable};
+use crate::train::{options, program, resume_command, writable};
 
 /// What values of the `tune` section are called on the command line.
 const SECTION: &str = "tune.";
@@ -80,8 +80,7 @@ pub(crate) fn is_study(folder: &Path) -> bool {
 }
 
 fn resumed_command(folder: &Path) -> String {
-    let program =
-        std::env::args_os().next().map_or("regatta".into(), |arg| arg.to_string_lossy().into_owned());
+    let program = program();
     match folder.starts_with(std::env::current_dir().unwrap_or_default().join(runs::ROOT)) {
         true => format!("{program} resume {{run}}"),
         false => format!("{program} resume {}", folder.display()),

@@ -457,10 +457,33 @@ impl Trainer {
                     scaling: self.experiment.scaling.clone(),
                     failure: self.experiment.failure.clone(),
                     logs: folder.path.join("logs"),
+                    kept: None,
                 };
                 Ok(Box::new(GangCrew::new(plan)))
             }
         }
+    }
+
+    /// A crew of this trainer's function whose workers keep their processes: launched again once a run has finished, they
+    /// begin the next in no time. For tuners, which drive it themselves; [`Crew::stop`] ends it.
+    pub fn kept_crew(&self, site: &Site, name: &str, logs: std::path::PathBuf) -> Result<Box<dyn Crew>> {
+        let (Trainable::Function(trainable), Some(_), Hands::Processes) =
+            (&self.experiment.trainable, self.entry, &self.hands)
+        else {
+            let why = "they are for a function of this program that carries #[regatta::trainable]".into();
+            return Err(Error::NotAvailable { what: "workers that go from run to run", why });
+        };
+        let command = WorkerCommand::myself()
+            .map_err(|source| Error::io("find this program, to run it again as a worker", source))?;
+        Ok(Box::new(GangCrew::new(GangPlan {
+            site: site.clone(),
+            command,
+            trainable: trainable.clone(),
+            scaling: self.experiment.scaling.clone(),
+            failure: self.experiment.failure.clone(),
+            logs,
+            kept: Some(name.to_owned()),
+        })))
     }
 
     /// The crew of a program in any language.

@@ -19,8 +19,8 @@ use crate::config::{Mode, Objective as Goal, SamplerConfig, TuneConfig};
 use crate::error::{Error, Result};
 use crate::results::ResultGrid;
 use crate::runner::{
-    Ending, Executor, Heard, IntoValues, Job, Objective, Runner, RunningTrial, StudyCallback, StudyEvent,
-    ThreadExecutor, TrainerExecutor,
+    Ending, Executor, Heard, IntoValues, Job, Objective, PoolExecutor, PoolPlan, Runner, RunningTrial,
+    StudyCallback, StudyEvent, ThreadExecutor, TrainerExecutor,
 };
 use crate::sampler::Sampler;
 use crate::scheduler::{Scheduler, SchedulerConfig};
@@ -268,6 +268,14 @@ impl Tuner {
         self
     }
 
+    /// Whether worker processes go from trial to trial: for many short trainings. Such trials have no run's folder of their
+    /// own, only their checkpoints.
+    #[must_use]
+    pub fn reuse(mut self, reuse: bool) -> Self {
+        self.config.reuse = reuse;
+        self
+    }
+
     /// What schedulers and stoppers count in, if that is not the number of reports.
     #[must_use]
     pub fn resource(mut self, metric: impl Into<String>) -> Self {
@@ -383,7 +391,7 @@ impl Tuner {
         let concurrent = session.machine().opened().concurrent;
         let open = session.machine().space().is_open().then_some(self.run.seed);
         let (grace, callbacks) = (self.grace, std::mem::take(&mut self.callbacks));
-        let (executor, heard) = self.executor(&place, runtime, (concurrent, open))?;
+        let (executor, heard) = self.executor(&place, runtime, Shape { concurrent, open, epoch: session.epoch() })?;
         let mut runner = Runner::new(session, executor, heard);
         (runner.grace, runner.callbacks) = (grace, callbacks);
         let begun = StudyEvent::Begun {
@@ -438,10 +446,7 @@ impl Tuner {
 
     fn place(&mut self) -> Result<RunFolder> {
         let name = match &self.work {
-            Work::Training(trainer) => match &trainer.experiment().trainable {
-                Trainable::Function(name) => name.clone(),
-                Trainable::Command(_) => "command".into(),
-            },
+            Work::Training(trainer) => trainer.experiment().trainable.experiment_name(),
             Work::Call(_) => "study".into(),
         };
         let place = match &self.resume {
@@ -525,7 +530,7 @@ impl Tuner {
         self,
         place: &RunFolder,
         runtime: Runtime,
-        (concurrent, open): (usize, Option<u64>),
+        Shape { concurrent, open, epoch }: Shape,
     ) -> Result<(Box<dyn Executor>, Receiver<Heard>)> {
         let Tuner { work, config, handle, heard, scheduler, stopper, .. } = self;
         let to = handle.to;
@@ -542,8 +547,21 @@ impl Tuner {
                     || !matches!(config.scheduler, SchedulerConfig::Fifo(_));
                 let site = match trainer.is_in_process() {
                     true => None,
-                    false => Some(runtime.block_on(Site::local())?),
+                    false => Some(runtime.block_on(Site::on(&trainer.experiment().engine))?),
                 };
+                if let (true, Some(site)) = (config.reuse, &site) {
+                    let plan = PoolPlan {
+                        trainer: *trainer,
+                        lockstep: decides,
+                        study: place.path.clone(),
+                        storage: place.storage.clone(),
+                        site: site.clone(),
+                        workers: concurrent,
+                        epoch,
+                        to,
+                    };
+                    return Ok((Box::new(PoolExecutor::start(plan, runtime)?), heard));
+                }
                 Box::new(TrainerExecutor {
                     like: trainer.lockstep(decides),
                     study: place.path.clone(),
@@ -557,6 +575,15 @@ impl Tuner {
         };
         Ok((executor, heard))
     }
+}
+
+/// What an executor has to know of its study.
+struct Shape {
+    concurrent: usize,
+    /// The seed of a study whose space is discovered.
+    open: Option<u64>,
+    /// How often the study was opened.
+    epoch: u64,
 }
 
 /// The configuration and the `tune` section of a study's folder.

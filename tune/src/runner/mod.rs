@@ -4,6 +4,7 @@
 //! What is told goes into the study's log before anybody outside of this process acts on it. Trials that are calls of this
 //! process die with it and may be ahead of the log.
 
+mod pool;
 mod threads;
 mod trainer;
 
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use regatta_track::event::Outcome;
 
+pub(crate) use pool::{PoolExecutor, PoolPlan};
 pub use threads::{Halt, IntoValues, Objective, RunningTrial};
 pub(crate) use threads::{Job, ThreadExecutor};
 pub(crate) use trainer::TrainerExecutor;

@@ -168,8 +168,9 @@ impl Session {
         &self.machine
     }
 
-    pub(crate) fn folder(&self) -> &Path {
-        self.store.folder()
+    /// How often the study was opened.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.store.epoch()
     }
 
     /// Closes the study's log with how this session ended.
