@@ -6,3 +6,4 @@ mod jobs;
 mod launch;
 mod runs;
 mod support;
+mod tune;

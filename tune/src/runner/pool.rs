@@ -224,7 +224,8 @@ struct Attempt {
     reports: u64,
     before: u64,
     stopped: Option<StopReason>,
-    checkpoint: Option<String>,
+    /// The last that was committed, and how many reports led to it.
+    checkpoint: Option<(String, u64)>,
 }
 
 /// How an attempt ended.
@@ -276,8 +277,8 @@ impl Worker {
                 End::Failed(why) => {
                     self.stop().await;
                     first.get_or_insert(why);
-                    if let Some(checkpoint) = known.checkpoint {
-                        (restore, before) = (Restore::Named(checkpoint), known.before);
+                    if let Some((checkpoint, reports)) = known.checkpoint {
+                        (restore, before) = (Restore::Named(checkpoint), reports);
                     }
                 }
             }
@@ -378,8 +379,9 @@ impl Worker {
             }
             Saying::Told(_) => {}
             Saying::Committed(Committed { name, step, bytes, mut metrics, reports, error: None, .. }) => {
-                metrics.insert(ITERATION, (known.before + reports) as f64);
-                known.checkpoint = Some(name.clone());
+                let iteration = known.before + reports;
+                metrics.insert(ITERATION, iteration as f64);
+                known.checkpoint = Some((name.clone(), iteration));
                 let generation = name.parse().map_or(0, |name: CheckpointName| name.generation);
                 let committed = CheckpointCommitted { id: name, step, generation, bytes, metrics };
                 tell(&self.shared.to, trial, incarnation, Input::Checkpointed { trial, committed });
