@@ -22,7 +22,9 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Train what an experiment file says
     Train(Train),
-    /// Go on with a run that was stopped, failed or lost its controller
+    /// Search for the best configuration, as an experiment file's `tune` section says
+    Tune(Tune),
+    /// Go on with a run or a study that was stopped, failed or lost its controller
     Resume(Resume),
     /// Submit a run, or going on with one, as a job of its engine
     Submit(Submit),
@@ -108,6 +110,25 @@ pub(crate) struct Train {
     pub(crate) show: Shown,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct Tune {
+    #[command(flatten)]
+    pub(crate) source: Source,
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// How many trials
+    #[arg(long, short = 'n')]
+    pub(crate) samples: Option<u64>,
+    /// How many trials at once
+    #[arg(long, short = 'j')]
+    pub(crate) concurrent: Option<usize>,
+    /// Print what would be searched and do nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) show: Shown,
+}
+
 /// How progress is shown, on standard error.
 #[derive(Debug, Args)]
 pub(crate) struct Shown {
@@ -126,6 +147,15 @@ pub(crate) struct Resume {
     /// How many workers go on with it; as many as before otherwise
     #[arg(long, short)]
     pub(crate) workers: Option<usize>,
+    /// Of a study: how many trials there are to be in all, or `+20` for so many more
+    #[arg(long)]
+    pub(crate) samples: Option<String>,
+    /// Of a study: how many trials at once
+    #[arg(long)]
+    pub(crate) concurrent: Option<usize>,
+    /// Of a study: go on though the search space was changed
+    #[arg(long)]
+    pub(crate) allow_changed_space: bool,
     /// Drive the run in this process, which is an allocation's shell or a job of the engine's
     #[arg(long)]
     pub(crate) here: bool,

@@ -26,8 +26,10 @@ mod runs;
 mod settings;
 mod signals;
 mod submit;
+mod sweep;
 mod term;
 mod train;
+mod tune;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -74,6 +76,7 @@ fn obey(cli: Cli, program: &str) -> Outcome {
     let json = cli.json;
     match cli.command {
         Command::Train(args) => train::run(&args, json),
+        Command::Tune(args) => tune::run(&args, json),
         Command::Resume(args) => train::resume(&args, json),
         Command::Submit(args) => submit::submit(&args, json),
         Command::Render(args) => submit::render(&args),

@@ -20,6 +20,7 @@ use crate::runs;
 use crate::settings::{Override, Settings};
 use crate::submit;
 use crate::term::{self, Mode, Terminal};
+use crate::tune;
 
 /// How often the line is drawn on a terminal.
 const DRAWN: Duration = Duration::from_millis(100);
@@ -52,6 +53,14 @@ pub(crate) fn resume(args: &Resume, json: bool) -> Outcome {
         true => RunFolder::find(&args.run, &RunConfig::default())?.path,
         false => runs::find(args.run.trim_start_matches("file://"), &args.root)?.folder,
     };
+    if tune::is_study(&folder) {
+        return tune::resume(args, &folder, json);
+    }
+    if args.samples.is_some() || args.concurrent.is_some() || args.allow_changed_space {
+        return Err(Problem::usage(
+            "--samples, --concurrent and --allow-changed-space are for studies, and this is a run",
+        ));
+    }
     let mut trainer = Trainer::of_run(&folder.to_string_lossy())?;
     if let Some(workers) = args.workers {
         trainer = trainer.workers(workers);
@@ -106,7 +115,7 @@ pub(crate) fn fit(trainer: Trainer, resumed: Option<&Path>, show: &args::Shown, 
 }
 
 /// The command that goes on with a run; `{run}` and `{experiment}` are filled in once its names are known.
-fn resume_command(experiment: &Experiment<Value>, resumed: Option<&Path>) -> String {
+pub(crate) fn resume_command(experiment: &Experiment<Value>, resumed: Option<&Path>) -> String {
     let program = program();
     let storage = &experiment.run.storage;
     if storage.contains("://") && !storage.starts_with("file://") {

@@ -8,3 +8,4 @@ mod launch;
 mod remote;
 mod runs;
 mod support;
+mod tune;

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
+pub use crate::study::{Domain, Objective, Parameter, StudyConfigured};
 
 /// Microseconds since 1970 in UTC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -217,6 +218,8 @@ events! {
     TrialFinished = "trial_finished" v 1,
     /// The last lines a worker wrote.
     LogTail = "log_tail" v 1,
+    /// What a study optimises and varies.
+    StudyConfigured = "study_configured" v 1,
 }
 
 /// How a run, an attempt or a trial ended.
@@ -404,6 +407,9 @@ pub struct Decision {
 pub struct TrialCreated {
     /// Its configuration.
     pub config: Value,
+    /// What whoever suggested it needs to take up its state at a replay.
+    #[serde(skip_serializing_if = "Value::is_null")]
+    pub data: Value,
 }
 
 /// See [`Event::TrialConfigured`]; the trial is the envelope's.

@@ -59,6 +59,7 @@ mod schema;
 pub mod sink;
 pub mod state;
 mod store;
+mod study;
 mod tables;
 mod verify;
 mod writer;

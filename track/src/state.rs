@@ -249,7 +249,7 @@ pub(crate) fn apply<S: Rows>(rows: &mut S, e: &Envelope) -> Result<(), S::Error>
         | Event::TrialResumed(_)
         | Event::TrialCloned(_)
         | Event::TrialFinished(_) => trial(rows, e),
-        Event::Decision(_) | Event::LogTail(_) | Event::Unknown(_) => Ok(()),
+        Event::Decision(_) | Event::LogTail(_) | Event::StudyConfigured(_) | Event::Unknown(_) => Ok(()),
     }
 }
 

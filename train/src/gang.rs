@@ -56,6 +56,8 @@ pub(crate) struct GangPlan {
     pub(crate) scaling: ScalingConfig,
     pub(crate) failure: FailureConfig,
     pub(crate) logs: PathBuf,
+    /// The name of a crew whose workers go from run to run.
+    pub(crate) kept: Option<String>,
 }
 
 /// What a worker is started with.
@@ -75,9 +77,14 @@ pub(crate) struct GangCrew {
     suspects: BTreeSet<String>,
     gang: Option<Gang>,
     begin: Option<Begin>,
+    /// As the gang counts them; a crew that is kept counts for itself.
     attempt: u32,
     generation: u64,
     over: bool,
+    /// Its workers have finished, and wait.
+    idle: bool,
+    /// What is to be told before the gang's own events.
+    told: Option<CrewEvent>,
 }
 
 impl GangCrew {
@@ -91,12 +98,17 @@ impl GangCrew {
             attempt: 0,
             generation: 0,
             over: false,
+            idle: false,
+            told: None,
         }
     }
 
     fn spec(&self, start: &Start) -> GangSpec {
         let GangPlan { command, scaling, failure, logs, .. } = &self.plan;
-        let run = format!("{}/{}", start.experiment, start.run);
+        let run = match &self.plan.kept {
+            Some(name) => format!("{name}-{}", self.attempt),
+            None => format!("{}/{}", start.experiment, start.run),
+        };
         let mut request = scaling.request(&run);
         request.excluded.clone_from(&self.suspects);
         let mut command = command.clone();
@@ -104,7 +116,7 @@ impl GangCrew {
             command = command.env(name, threads.to_string());
         }
         let mut spec = GangSpec::new(run, request, command).timing(timing(failure)).logs(logs);
-        (spec.attempt, spec.generation) = (start.attempt, start.generation);
+        (spec.attempt, spec.generation) = (self.attempt, self.generation);
         spec
     }
 
@@ -141,8 +153,13 @@ impl GangCrew {
                 Some(CrewEvent::Failed(Box::new(failure)))
             }
             GangEvent::Happened(Event::Finished { .. }) => {
-                self.over = true;
+                (self.over, self.idle) = (true, true);
                 Some(CrewEvent::Finished)
+            }
+            // It ended while it waited for its next work, which it will not do now.
+            GangEvent::Happened(Event::Left { slot }) if self.plan.kept.is_some() => {
+                let message = "its process ended between two runs".to_owned();
+                Some(self.failed(self.cause(slot, CauseKind::Lost, message)))
             }
             GangEvent::Message(message) => Some(self.message(message)),
             GangEvent::Log(LogLine { rank, text, .. }) => Some(CrewEvent::Line { rank, text }),
@@ -203,6 +220,23 @@ impl GangCrew {
         laid.map_err(|error| Error::other("look at the run's storage", error))?.map(Some)
     }
 
+    /// Has workers that are kept begin the next run.
+    fn begin_next(&mut self, begin: Begin) -> Result<()> {
+        let Some(gang) = &self.gang else { return Ok(()) };
+        gang.start(begin)?;
+        self.generation += 1;
+        (self.over, self.idle) = (false, false);
+        let (world_size, about) = (gang.lease().workers() as u32, self.about());
+        self.told = Some(CrewEvent::Started { world_size, about });
+        Ok(())
+    }
+
+    fn begin_of(&self, start: Start, probe: Option<Probe>) -> Result<Begin> {
+        let config = serde_json::to_vec(&Sent { start, probe })
+            .map_err(|error| Error::other("write the workers' start", error))?;
+        Ok(Begin { trainable: self.plan.trainable.clone(), config, restore: Vec::new() })
+    }
+
     fn cause(&self, rank: u32, kind: CauseKind, message: String) -> Cause {
         Cause { rank, slot: rank, attempt: self.attempt, generation: self.generation, kind, message }
     }
@@ -228,17 +262,26 @@ fn timing(failure: &FailureConfig) -> Timing {
 #[async_trait]
 impl Crew for GangCrew {
     async fn launch(&mut self, start: Start) -> Result<()> {
+        if self.plan.kept.is_some() && self.idle && self.gang.is_some() {
+            let begin = self.begin_of(start, None)?;
+            return self.begin_next(begin);
+        }
         self.stop(Duration::ZERO).await?;
-        (self.attempt, self.generation, self.over) = (start.attempt, start.generation, false);
+        (self.attempt, self.generation) = match self.plan.kept {
+            Some(_) => (self.attempt + 1, self.generation + 1),
+            None => (start.attempt, start.generation),
+        };
+        (self.over, self.idle) = (false, false);
         let probe = self.probe(&start).await?;
         self.gang = Some(self.gather(&start).await?);
-        let config = serde_json::to_vec(&Sent { start, probe })
-            .map_err(|error| Error::other("write the workers' start", error))?;
-        self.begin = Some(Begin { trainable: self.plan.trainable.clone(), config, restore: Vec::new() });
+        self.begin = Some(self.begin_of(start, probe)?);
         Ok(())
     }
 
     async fn next(&mut self) -> Option<CrewEvent> {
+        if let Some(told) = self.told.take() {
+            return Some(told);
+        }
         loop {
             if self.over {
                 return None;
@@ -270,6 +313,7 @@ impl Crew for GangCrew {
     }
 
     async fn stop(&mut self, grace: Duration) -> Result<()> {
+        (self.idle, self.told) = (false, None);
         if let Some(storage) = self.probed.take() {
             tokio::task::spawn_blocking(move || preflight::clear(&storage));
         }

@@ -64,7 +64,7 @@ mod report;
 mod restore;
 mod result;
 mod saving;
-mod signals;
+pub mod signals;
 mod state;
 pub mod store;
 pub mod threads;

@@ -18,6 +18,8 @@ pub struct Registration {
     pub name: &'static str,
     /// The function's full name as the compiler gives it, by which `Trainer::new(function, ..)` finds its entry.
     pub type_name: fn() -> &'static str,
+    /// The full name of its configuration's type, by which what else is known of that type is found.
+    pub config: fn() -> &'static str,
     /// Runs it with a configuration in JSON.
     pub run: fn(&mut TrainContext, Value) -> Result<Value, BoxError>,
     /// The configuration, read as the trainable's own type and written again: unknown keys and wrong types are errors
@@ -36,6 +38,8 @@ pub struct Parsed {
     pub experiment: Experiment<Value>,
     /// The paths of keys that the trainable's configuration does not know and its type silently passes over.
     pub ignored: Vec<String>,
+    /// Its `tune` section as it stands there, if it has one: what to make of it is the tuner's business.
+    pub tune: Option<String>,
 }
 
 inventory::collect!(Registration);
@@ -121,9 +125,10 @@ pub fn parse<C: DeserializeOwned + Serialize>(text: &str) -> Result<Parsed, Span
         None => normalise::<C>(Value::Object(Default::default())).map_err(|error| error.to_string()),
     };
     let config = config.map_err(|why| reader.span_error(ron::Error::Message(why)))?;
-    let File { trainable, config: _, scaling, run, checkpoint, failure, engine } = file;
+    let File { trainable, config: _, scaling, run, checkpoint, failure, engine, tune } = file;
     let experiment = Experiment { trainable, config, scaling, run, checkpoint, failure, engine };
-    Ok(Parsed { experiment, ignored })
+    let tune = tune.map(|raw| raw.get_ron().trim().to_owned());
+    Ok(Parsed { experiment, ignored, tune })
 }
 
 /// Writes an experiment file: what `#[trainable]` puts into [`Registration::write`].
@@ -214,6 +219,8 @@ struct File<C> {
     failure: FailureConfig,
     #[serde(default)]
     engine: EngineConfig,
+    #[serde(default)]
+    tune: Option<Box<ron::value::RawValue>>,
 }
 
 fn none<C>() -> Option<C> {

@@ -134,6 +134,7 @@ impl Shared {
         match serde_json::from_slice(payload) {
             Ok(Decision::Stop(reason)) => current.orders.stop(reason),
             Ok(Decision::Save) => current.orders.save(),
+            Ok(Decision::GoOn(report)) => current.orders.grant(report),
             Err(error) => tracing::error!(%error, "the controller's decision cannot be read"),
         }
     }

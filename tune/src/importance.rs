@@ -46,11 +46,16 @@ pub fn importance(space: &Space, told: &[Told], objective: usize) -> Vec<Importa
     let mut trials: Vec<(&Told, f64)> =
         told.iter().filter(|t| t.end == End::Complete).filter_map(|t| Some((t, loss(&t)?))).collect();
     trials.sort_by(|a, b| a.1.total_cmp(&b.1).then(a.0.number.cmp(&b.0.number)));
-    let mut result: Vec<Importance> = (space.parameters().iter().enumerate())
-        .map(|(index, parameter)| {
-            let raws: Vec<f64> = trials.iter().filter_map(|(t, _)| t.point.get(index)).collect();
-            Importance { path: parameter.path.clone(), share: divergence(&parameter.domain, &raws) }
-        })
+    shares((space.parameters().iter().enumerate()).map(|(index, parameter)| {
+        let raws: Vec<f64> = trials.iter().filter_map(|(t, _)| t.point.get(index)).collect();
+        (parameter.path.clone(), parameter.domain.clone(), raws)
+    }))
+}
+
+/// The same of parameters with their domains and their raw values in the trials that had them, the best trial first.
+pub(crate) fn shares(parameters: impl Iterator<Item = (String, Domain, Vec<f64>)>) -> Vec<Importance> {
+    let mut result: Vec<Importance> = parameters
+        .map(|(path, domain, raws)| Importance { path, share: divergence(&domain, &raws) })
         .collect();
     let total: f64 = result.iter().map(|i| i.share).sum();
     if total > 0.0 {

@@ -24,9 +24,11 @@ pub fn render(e: &Envelope) -> Option<String> {
         Event::AttemptEnded(body) => {
             format!("attempt {} {}", e.attempt, ended(body.outcome, body.cause.as_ref()))
         }
-        Event::WorkerJoined(_) | Event::RunConfigured(_) | Event::RunEnvironment(_) | Event::Unknown(_) => {
-            return None;
-        }
+        Event::WorkerJoined(_)
+        | Event::RunConfigured(_)
+        | Event::RunEnvironment(_)
+        | Event::StudyConfigured(_)
+        | Event::Unknown(_) => return None,
         Event::WorkerLost(body) => format!("rank {} lost: {}", rank(e), body.reason),
         Event::WorkerExited(body) => match (body.code, body.signal) {
             (Some(0), _) => return None,

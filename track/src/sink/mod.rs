@@ -4,6 +4,7 @@
 
 mod console;
 mod files;
+mod journal;
 mod proto;
 mod tensorboard;
 mod text;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use console::{Console, render};
+pub use journal::OptunaJournal;
 pub use tensorboard::TensorBoard;
 pub use text::{ProgressCsv, ResultJsonl};
 
@@ -77,6 +79,28 @@ impl Default for SinkConfig {
             retry: Duration::from_secs(1),
         }
     }
+}
+
+/// The files of a run in its folder: what every run is told in.
+pub fn of_run(folder: impl AsRef<Path>) -> Vec<Box<dyn Sink>> {
+    let folder = folder.as_ref();
+    vec![
+        Box::new(ProgressCsv::new(folder)),
+        Box::new(ResultJsonl::new(folder)),
+        Box::new(TensorBoard::new(folder)),
+    ]
+}
+
+/// The files of a study in its folder. Trials that are runs of their own write theirs themselves: then only what tells of
+/// the study as a whole is written here, or two would write the same files.
+pub fn of_study(folder: impl AsRef<Path>, trials_are_runs: bool) -> Vec<Box<dyn Sink>> {
+    let folder = folder.as_ref();
+    let mut sinks = match trials_are_runs {
+        true => vec![Box::new(TensorBoard::without_trials(folder)) as Box<dyn Sink>],
+        false => of_run(folder),
+    };
+    sinks.push(Box::new(OptunaJournal::new(folder)));
+    sinks
 }
 
 /// How a sink is doing.

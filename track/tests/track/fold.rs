@@ -55,13 +55,14 @@ fn event() -> BoxedStrategy<Event> {
             id, step, metrics, ..CheckpointCommitted::default() }.into()),
         1 => id().prop_map(|id| CheckpointDeleted { id, reason: "old".into() }.into()),
         1 => Just(Decision { by: "asha".into(), ..Decision::default() }.into()),
-        1 => config().prop_map(|config| TrialCreated { config }.into()),
+        1 => config().prop_map(|config| TrialCreated { config, ..TrialCreated::default() }.into()),
         1 => config().prop_map(|config| TrialConfigured { config }.into()),
         1 => any::<bool>().prop_map(|some| TrialPaused { checkpoint: some.then(|| "c".into()) }.into()),
         1 => Just(TrialResumed {}.into()),
         1 => (0..3_u32, config()).prop_map(|(from, config)| TrialCloned { from, config, checkpoint: None }.into()),
         1 => (outcome(), cause()).prop_map(|(outcome, cause)| TrialFinished { outcome, cause }.into()),
         1 => Just(LogTail { lines: vec!["x".into()] }.into()),
+        1 => Just(StudyConfigured::default().into()),
         1 => Just(Event::Unknown(Unknown { kind: "new".into(), version: 1, body: vec![9] })),
     ]
     .boxed()

@@ -117,7 +117,10 @@ fn tensorboard_sees_each_trial_as_a_session() {
     begin(&store);
     for trial in 0..3 {
         let config = serde_json::json!({"lr": 0.1 * f64::from(trial + 1), "layers": [1, 2], "none": null});
-        store.append(Draft::new(TrialCreated { config }).trial(trial)).unwrap().detach();
+        store
+            .append(Draft::new(TrialCreated { config, ..TrialCreated::default() }).trial(trial))
+            .unwrap()
+            .detach();
         let metrics = Metrics::from([("acc", 0.25), ("nan", f64::NAN)]);
         for step in 1..=3 {
             let body = Report { step, metrics: metrics.clone() };

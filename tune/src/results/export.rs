@@ -81,6 +81,12 @@ impl Table {
         text
     }
 
+    /// As a Parquet file. A column is as narrow as its values allow: booleans, integers, numbers, text.
+    #[must_use]
+    pub fn parquet(&self) -> Vec<u8> {
+        super::parquet::file(self)
+    }
+
     /// As a list of objects.
     #[must_use]
     pub fn json(&self) -> Value {

@@ -1,5 +1,5 @@
-//! What came of the trials: pure figures over their histories, for tables, comparisons and files. Where the histories come
-//! from (a study's store, a simulation) is not its business.
+//! What came of the trials: figures over their histories, for tables, comparisons, plots and files. A [`ResultGrid`] reads
+//! them from a study's folder; the rest is pure and takes histories from anywhere.
 //!
 //! ```
 //! use regatta_tune::results::{Direction, History, Scope, best, sparkline};
@@ -12,16 +12,22 @@
 //! ```
 
 mod export;
+mod grid;
+mod parquet;
+mod read;
 mod seeds;
 mod spark;
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
+use regatta_track::event::Cause;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use export::{Table, table};
+pub use grid::{Best, Objective, ResultGrid};
+pub use read::recorded;
 pub use seeds::{Group, over_seeds};
 pub use spark::sparkline;
 
@@ -90,12 +96,28 @@ pub struct History {
     pub number: u32,
     /// How it ended or where it stands, in one word.
     pub state: String,
-    /// Its configuration, flat: values by path.
+    /// Its configuration as it was given.
+    pub full: Value,
+    /// Its configuration, flat: values by path, and of branches the name of the one it takes.
     pub config: BTreeMap<String, Value>,
     /// Its metrics: the step and the value of each report, in the order of steps.
     pub metrics: BTreeMap<String, Vec<(u64, f64)>>,
     /// Why it failed, if it did.
     pub error: Option<String>,
+    /// The same with what a person needs to act on it.
+    pub cause: Option<Cause>,
+    /// When it was created, in seconds since 1970.
+    pub created: Option<f64>,
+    /// When it ended, if it did.
+    pub ended: Option<f64>,
+    /// When it ran: from and to, the last without an end while it does.
+    pub spans: Vec<(f64, Option<f64>)>,
+    /// How often it was started.
+    pub attempts: u32,
+    /// The checkpoints that the study's own log tells of, with their steps, in the order of their commits.
+    pub checkpoints: Vec<(String, u64)>,
+    /// The trial it last took over from.
+    pub cloned_from: Option<u32>,
 }
 
 impl History {

@@ -106,7 +106,7 @@ pub struct Simulation<W> {
 }
 
 /// Why a simulation could not go on: mostly a bug of the scheduler.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Failure {
     /// The scheduler broke a rule.
