@@ -12,7 +12,7 @@ use regatta_track::state::Status;
 use crate::args::Logs;
 use crate::out;
 use crate::problem::{Outcome, Problem};
-use crate::runs;
+use crate::{runs, which};
 
 /// How often files are looked at again.
 const LOOK: Duration = Duration::from_millis(200);
@@ -60,7 +60,7 @@ fn numbered(folder: &Path, prefix: &str, suffix: &str) -> BTreeMap<u32, PathBuf>
 
 /// `regatta logs RUN [RANK] [-f]`.
 pub(crate) fn run(args: &Logs, json: bool) -> Outcome {
-    let found = runs::find(&args.run, &args.root)?;
+    let found = which::run(&args.run, &args.root)?;
     let logs = found.folder.join("logs");
     let attempts = numbered(&logs, "attempt_", "");
     let attempt = match args.attempt {

@@ -70,6 +70,17 @@ impl From<regatta_track::Error> for Problem {
     }
 }
 
+impl From<regatta_tune::Error> for Problem {
+    fn from(error: regatta_tune::Error) -> Self {
+        use regatta_tune::Error as E;
+        let code = match &error {
+            E::Space { .. } | E::Config { .. } => exit::USAGE,
+            _ => exit::FAILED,
+        };
+        Problem { code, message: chain(&error) }
+    }
+}
+
 impl From<regatta_cluster::Error> for Problem {
     fn from(error: regatta_cluster::Error) -> Self {
         regatta_train::Error::from(error).into()
