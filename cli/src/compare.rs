@@ -34,9 +34,12 @@ pub(crate) fn run(args: &Compare, json: bool) -> Outcome {
     let first = order.first().map_or(f64::NAN, |(_, value)| *value);
     let rows: Vec<Row> = (order.iter())
         .map(|(history, value)| Row::of(&entries, history, *value, first, &judged.objective))
-        .chain(histories.iter().filter(|h| order.iter().all(|(known, _)| known.number != h.number)).map(|h| {
-            Row::of(&entries, h, f64::NAN, first, &judged.objective)
-        }))
+        .chain(
+            histories
+                .iter()
+                .filter(|h| order.iter().all(|(known, _)| known.number != h.number))
+                .map(|h| Row::of(&entries, h, f64::NAN, first, &judged.objective)),
+        )
         .collect();
     if json {
         let rows: Vec<Value> = rows.iter().map(Row::json).collect();
@@ -49,7 +52,9 @@ pub(crate) fn run(args: &Compare, json: bool) -> Outcome {
     lines[0].extend(columns.iter().cloned());
     for row in &rows {
         let mut line = row.cells();
-        line.extend(columns.iter().map(|path| cell(row.history.config.get(path)).unwrap_or_else(|| "-".into())));
+        line.extend(
+            columns.iter().map(|path| cell(row.history.config.get(path)).unwrap_or_else(|| "-".into())),
+        );
         lines.push(line);
     }
     text += &table(&lines);
@@ -185,8 +190,10 @@ impl Groups {
         if self.rows.iter().all(|row| row.places.len() < 2) {
             return String::new();
         }
-        let columns: Vec<&String> =
-            columns.iter().filter(|path| self.rows.iter().any(|row| row.config.contains_key(*path))).collect();
+        let columns: Vec<&String> = columns
+            .iter()
+            .filter(|path| self.rows.iter().any(|row| row.config.contains_key(*path)))
+            .collect();
         let mut lines = vec![["runs", "best", "last", "behind"].map(str::to_owned).to_vec()];
         lines[0].extend(columns.iter().map(|path| (*path).clone()));
         for row in &self.rows {
@@ -200,7 +207,8 @@ impl Groups {
     }
 
     fn json(&self, entries: &[Entry]) -> Vec<Value> {
-        let figures = |(mean, deviation): (f64, f64)| json!({ "mean": number(mean), "deviation": number(deviation) });
+        let figures =
+            |(mean, deviation): (f64, f64)| json!({ "mean": number(mean), "deviation": number(deviation) });
         let row = |row: &GroupRow| {
             let names: Vec<&str> = row.places.iter().map(|at| entries[*at as usize].name.as_str()).collect();
             json!({

@@ -71,10 +71,11 @@ fn known(subject: &Subject) -> Outcome<Known> {
             let grid = which::grid(study)?;
             let known = grid.trial(*trial).ok_or_else(|| no_trial(study, *trial, &grid))?;
             // Whoever ran by himself had an environment of his own.
-            let own = match which::run(&format!("{}/{trial}", study.folder.display()), std::path::Path::new(".")) {
-                Ok(own) => whole(&own)?[1].1.clone(),
-                Err(_) => flat(&grid.run().env, &[]),
-            };
+            let own =
+                match which::run(&format!("{}/{trial}", study.folder.display()), std::path::Path::new(".")) {
+                    Ok(own) => whole(&own)?[1].1.clone(),
+                    Err(_) => flat(&grid.run().env, &[]),
+                };
             let last = known.metrics.iter().filter_map(|(name, s)| Some((name.clone(), number(s.last()?.1))));
             let mut result: BTreeMap<String, Value> = last.collect();
             result.insert("state".into(), json!(known.state));
@@ -87,7 +88,8 @@ fn whole(found: &Found) -> Outcome<Known> {
     let mut reader = Reader::open(&found.folder)?;
     let snapshot = reader.snapshot()?;
     let run = snapshot.run()?.unwrap_or_default();
-    let last = snapshot.metrics(None)?.into_iter().map(|(name, metric)| (name.to_string(), number(metric.last)));
+    let last =
+        snapshot.metrics(None)?.into_iter().map(|(name, metric)| (name.to_string(), number(metric.last)));
     let mut result: BTreeMap<String, Value> = last.collect();
     result.insert("state".into(), json!(crate::runs::status(&run, &found.folder)));
     let mut config = flat(&run.config, &[]);

@@ -6,8 +6,20 @@ use crate::args::{Better, Judge};
 use crate::problem::{Outcome, Problem, advice};
 
 /// Words in the names of metrics of which more is better.
-const MORE: [&str; 12] =
-    ["acc", "auc", "f1", "precision", "recall", "reward", "return", "score", "r2", "bleu", "iou", "throughput"];
+const MORE: [&str; 12] = [
+    "acc",
+    "auc",
+    "f1",
+    "precision",
+    "recall",
+    "reward",
+    "return",
+    "score",
+    "r2",
+    "bleu",
+    "iou",
+    "throughput",
+];
 
 /// A metric, its direction, and which of its values count.
 #[derive(Debug, Clone)]

@@ -175,10 +175,12 @@ pub(crate) fn show(args: &Show, json: bool) -> Outcome {
     let found = match which::one(&args.run, &args.root)? {
         Subject::Run(found) => found,
         Subject::Study(found) => return study::show(&found, args, json),
-        Subject::Trial(of, number) => match which::run(&format!("{}/{number}", of.folder.display()), &args.root) {
-            Ok(own) => own,
-            Err(_) => return study::show_trial(&of, number, args, json),
-        },
+        Subject::Trial(of, number) => {
+            match which::run(&format!("{}/{number}", of.folder.display()), &args.root) {
+                Ok(own) => own,
+                Err(_) => return study::show_trial(&of, number, args, json),
+            }
+        }
     };
     let mut reader = Reader::open(&found.folder)?;
     let snapshot = reader.snapshot()?;

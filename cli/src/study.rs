@@ -43,9 +43,8 @@ fn value(study: &Found, grid: &ResultGrid) -> Value {
     let trials: Vec<Value> = ordered(grid).into_iter().map(|trial| trial_value(grid, trial)).collect();
     let importance: Map<String, Value> =
         grid.importance().into_iter().map(|i| (i.path, number(i.share))).collect();
-    let objectives: Vec<Value> = (grid.objectives().iter())
-        .map(|o| json!({ "metric": o.metric, "direction": o.direction }))
-        .collect();
+    let objectives: Vec<Value> =
+        (grid.objectives().iter()).map(|o| json!({ "metric": o.metric, "direction": o.direction })).collect();
     let front: Vec<u32> = match grid.objectives().len() {
         0 | 1 => Vec::new(),
         _ => grid.pareto().iter().map(|trial| trial.number).collect(),
@@ -100,8 +99,10 @@ fn best(grid: &ResultGrid) -> Outcome<String> {
         return Ok(format!("beaten by none: trials {}\n", front.join(", ")));
     }
     let Ok(best) = grid.best() else { return Ok("no trial has a value yet\n".into()) };
-    let config: Vec<String> =
-        paths(grid).iter().filter_map(|path| Some(format!("{path}={}", cell(best.trial.config.get(path))?))).collect();
+    let config: Vec<String> = paths(grid)
+        .iter()
+        .filter_map(|path| Some(format!("{path}={}", cell(best.trial.config.get(path))?)))
+        .collect();
     Ok(format!("best {}  trial {}  {}\n", figure(best.value), best.number, config.join(" ")))
 }
 
@@ -186,7 +187,8 @@ fn failures(study: &Found, grid: &ResultGrid) -> String {
         let rank = cause.and_then(|c| c.rank).map_or(String::new(), |rank| format!(" on rank {rank}"));
         let at = cause.and_then(|c| c.step).map_or(String::new(), |step| format!(" at step {step}"));
         let logs = grid.folder_of(trial.number).join("run.db").is_file();
-        let logs = if logs { format!("  -> regatta logs {}/{}", study.name, trial.number) } else { String::new() };
+        let logs =
+            if logs { format!("  -> regatta logs {}/{}", study.name, trial.number) } else { String::new() };
         let why = why.lines().last().unwrap_or_default();
         text += &format!("  trial {}{rank}{at}: {why}{logs}\n", trial.number);
     }
@@ -210,7 +212,8 @@ pub(crate) fn show_trial(study: &Found, trial: u32, args: &Show, json: bool) -> 
         return out::json(value);
     }
     let value = grid.score(known).map_or(String::new(), |value| format!("  {}", figure(value)));
-    let mut text = format!("trial {}/{} of {}  {}{value}\n\n", study.name, trial, study.experiment, known.state);
+    let mut text =
+        format!("trial {}/{} of {}  {}{value}\n\n", study.name, trial, study.experiment, known.state);
     let mut rows = vec![["metric", "last", "step", "course"].map(str::to_owned)];
     for (name, series) in &known.metrics {
         let Some((step, last)) = series.last() else { continue };

@@ -111,7 +111,10 @@ fn newest(root: &Path) -> Outcome<Found> {
     all.sort();
     let studies = all.into_iter().rev().map(|(_, found)| found);
     studies.into_iter().find(|found| is_study(found).unwrap_or(false)).ok_or_else(|| {
-        Problem::usage(format!("a number is a trial of a study, and there is no study under {}", root.display()))
+        Problem::usage(format!(
+            "a number is a trial of a study, and there is no study under {}",
+            root.display()
+        ))
     })
 }
 

@@ -3,5 +3,6 @@
 mod commands;
 mod input;
 mod launch;
+mod results;
 mod runs;
 mod support;

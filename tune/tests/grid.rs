@@ -5,8 +5,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use regatta_track::event::{
-    Cause, Objective, Outcome, Report, RunCreated, StudyConfigured, TrialCloned, TrialCreated, TrialFinished, TrialPaused,
-    TrialResumed,
+    Cause, Objective, Outcome, Report, RunCreated, StudyConfigured, TrialCloned, TrialCreated, TrialFinished,
+    TrialPaused, TrialResumed,
 };
 use regatta_track::{Draft, Metrics, Store, StoreConfig, Timestamp};
 use regatta_tune::plot;
@@ -61,7 +61,8 @@ impl Study {
     }
 
     fn finish(&mut self, trial: u32, outcome: Outcome) {
-        let cause = (outcome == Outcome::Failed).then(|| Cause { rank: Some(1), ..Cause::new("out of memory") });
+        let cause =
+            (outcome == Outcome::Failed).then(|| Cause { rank: Some(1), ..Cause::new("out of memory") });
         self.put(Draft::new(TrialFinished { outcome, cause }).trial(trial));
     }
 
@@ -118,7 +119,10 @@ fn a_grid_is_what_the_events_add_up_to() {
     assert_eq!(grid.trial(0).unwrap().metrics["acc"], [(1, 0.5), (2, 0.625)]);
     assert_eq!(grid.trial(0).unwrap().metrics["loss"], [(2, 2.0)]);
     let one = grid.trial(1).unwrap();
-    assert_eq!((one.cloned_from, &one.config["lr"], &one.config["optim"]), (Some(0), &json!(0.3), &json!("adam")));
+    assert_eq!(
+        (one.cloned_from, &one.config["lr"], &one.config["optim"]),
+        (Some(0), &json!(0.3), &json!("adam"))
+    );
     assert_eq!(one.spans, [(1005.0, Some(1011.0)), (1012.0, Some(1015.0))]);
     let four = grid.trial(4).unwrap();
     assert_eq!((&four.config["optim"], &four.config["optim.sgd.momentum"]), (&json!("sgd"), &json!(0.5)));
@@ -166,7 +170,9 @@ fn a_grid_without_a_best_says_why() {
 #[test]
 fn several_objectives_have_a_front() {
     let mut study = Study::new(&[("loss", false), ("speed", true)]);
-    for (trial, loss, speed) in [(0, 1.0, 1.0), (1, 2.0, 3.0), (2, 2.0, 2.0), (3, f64::NAN, 9.0), (4, 3.0, 9.0)] {
+    for (trial, loss, speed) in
+        [(0, 1.0, 1.0), (1, 2.0, 3.0), (2, 2.0, 2.0), (3, f64::NAN, 9.0), (4, 3.0, 9.0)]
+    {
         study.create(trial, adam(0.1, 1));
         study.report(trial, 1, [("loss", loss), ("speed", speed)]);
         study.finish(trial, Outcome::Completed);
@@ -222,12 +228,18 @@ fn pandas_and_pyarrow_read_the_exports() {
     std::fs::write(study.path().join("trials.json"), table.json().to_string()).unwrap();
     let Some(seen) = python("pandas, pyarrow", READ, study.path()) else { return };
     let types = &seen["types"];
-    assert_eq!((&types["trial"], &types["acc"], &types["state"]), (&"int64".into(), &"double".into(), &"string".into()));
+    assert_eq!(
+        (&types["trial"], &types["acc"], &types["state"]),
+        (&"int64".into(), &"double".into(), &"string".into())
+    );
     assert_eq!((&types["config/layers"], &types["config/optim"]), (&"int64".into(), &"string".into()));
     let rows = seen["rows"].as_array().unwrap();
     let numbers: Vec<u64> = rows.iter().map(|row| row["trial"].as_u64().unwrap()).collect();
     assert_eq!(numbers, [0, 1, 4, 2, 3], "by value, then those that failed or have none");
-    assert_eq!((&rows[0]["acc"], &rows[0]["loss"], &rows[0]["config/lr"]), (&json!(0.625), &json!(2.0), &json!(0.1)));
+    assert_eq!(
+        (&rows[0]["acc"], &rows[0]["loss"], &rows[0]["config/lr"]),
+        (&json!(0.625), &json!(2.0), &json!(0.1))
+    );
     assert_eq!((&rows[2]["acc"], &rows[4]["acc"]), (&json!("nan"), &Value::Null));
     assert_eq!((&rows[3]["error"], &rows[0]["error"]), (&json!("out of memory"), &Value::Null));
 }

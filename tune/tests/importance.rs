@@ -11,7 +11,9 @@ fn told(count: u64) -> Vec<Told> {
         let (x, y, z) = (part(0.754_877_666), part(0.569_840_291), part(0.381_966_011));
         let (category, k) = ((i % 3) as f64, (1 + (i * 7) % 10) as f64);
         let lr = 1e-5 * 1e4f64.powf(y);
-        let loss = (x - 0.3).powi(2) * 4.0 + 0.5 * (lr.log10() + 3.0).abs() + if category == 2.0 { 0.4 } else { 0.0 }
+        let loss = (x - 0.3).powi(2) * 4.0
+            + 0.5 * (lr.log10() + 3.0).abs()
+            + if category == 2.0 { 0.4 } else { 0.0 }
             + 0.02 * k
             + 0.05 * z;
         let mut point = Point::empty(5);
@@ -47,7 +49,10 @@ fn shares_are_those_that_optuna_finds() {
         assert!((sum - 1.0).abs() < 1e-9);
         for (path, share) in expected {
             let found = ours.iter().find(|i| i.path == path).unwrap().share;
-            assert!((found - share).abs() < 0.06, "{count} trials: {path} has {found}, not {share}: {ours:?}");
+            assert!(
+                (found - share).abs() < 0.06,
+                "{count} trials: {path} has {found}, not {share}: {ours:?}"
+            );
         }
         let first: Vec<&str> = ours[..2].iter().map(|i| i.path.as_str()).collect();
         assert_eq!(first, ["lr", "x"], "{count} trials");

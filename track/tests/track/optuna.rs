@@ -37,6 +37,26 @@ print(json.dumps({
 }))
 "#;
 
+const SERVE: &str = r#"
+import json, sys
+from wsgiref.util import setup_testing_defaults
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna_dashboard import wsgi
+
+app = wsgi(JournalStorage(JournalFileBackend(sys.argv[1])))
+def get(path):
+    environ = {"PATH_INFO": path, "REQUEST_METHOD": "GET"}
+    setup_testing_defaults(environ)
+    status = []
+    body = b"".join(app(environ, lambda said, *rest: status.append(said)))
+    assert status[0].startswith("200"), (path, status, body)
+    return json.loads(body)
+[study] = get("/api/studies")["study_summaries"]
+told = get("/api/studies/%d" % study["study_id"])
+print(json.dumps({"name": told["name"], "states": [t["state"] for t in told["trials"]]}))
+"#;
+
 /// What Optuna makes of the journal in a folder, or `None` where there is no Optuna.
 fn optuna(folder: &Path) -> Option<Value> {
     python("optuna", READ, &folder.join("study.journal"))
@@ -47,7 +67,8 @@ fn parameter(path: &str, domain: Domain, parent: Option<(usize, usize)>) -> Para
 }
 
 fn study(objectives: &[(&str, bool)]) -> StudyConfigured {
-    let objective = |(metric, maximize): &(&str, bool)| Objective { metric: (*metric).into(), maximize: *maximize };
+    let objective =
+        |(metric, maximize): &(&str, bool)| Objective { metric: (*metric).into(), maximize: *maximize };
     StudyConfigured {
         objectives: objectives.iter().map(objective).collect(),
         parameters: vec![
@@ -55,8 +76,16 @@ fn study(objectives: &[(&str, bool)]) -> StudyConfigured {
             parameter("drop", Domain::Float { low: 0.0, high: 0.95, log: false, step: Some(0.25) }, None),
             parameter("layers", Domain::Int { low: 1, high: 8, log: false, step: 3 }, None),
             parameter("optim", Domain::Category(vec!["adam".into(), "sgd".into()]), None),
-            parameter("optim.sgd.momentum", Domain::Float { low: 0.0, high: 1.0, log: false, step: None }, Some((3, 1))),
-            parameter("shape", Domain::Category(vec![json!([1, 2]), json!([3]), Value::Null, true.into()]), None),
+            parameter(
+                "optim.sgd.momentum",
+                Domain::Float { low: 0.0, high: 1.0, log: false, step: None },
+                Some((3, 1)),
+            ),
+            parameter(
+                "shape",
+                Domain::Category(vec![json!([1, 2]), json!([3]), Value::Null, true.into()]),
+                None,
+            ),
             parameter("batch", Domain::Grid(vec![16.0, 32.0, 64.0]), None),
         ],
         plan: json!({ "seed": 42 }),
@@ -119,7 +148,10 @@ fn optuna_agrees_on_every_trial() {
     drain(&store, dir.path());
     // A reader sees it grow, and the writer goes on where it was.
     if let Some(seen) = optuna_running(dir.path()) {
-        assert_eq!((&seen["trials"][1]["state"], &seen["trials"][1]["steps"]["1"]), (&"RUNNING".into(), &"nan".into()));
+        assert_eq!(
+            (&seen["trials"][1]["state"], &seen["trials"][1]["steps"]["1"]),
+            (&"RUNNING".into(), &"nan".into())
+        );
     }
     trials.report(0, 2, [("loss", 2.0)]);
     trials.report(0, 3, [("acc", 0.75)]);
@@ -162,12 +194,23 @@ fn optuna_agrees_on_every_trial() {
     assert_eq!(distributions["drop"], "FloatDistribution(high=0.75, log=False, low=0.0, step=0.25)");
     assert_eq!(distributions["layers"], "IntDistribution(high=7, log=False, low=1, step=3)");
     assert_eq!(distributions["batch"], "CategoricalDistribution(choices=(16.0, 32.0, 64.0))");
-    assert_eq!((&trial(0)["values"], &trial(0)["steps"]), (&json!(["0.75"]), &json!({ "1": "0.5", "3": "0.75" })));
+    assert_eq!(
+        (&trial(0)["values"], &trial(0)["steps"]),
+        (&json!(["0.75"]), &json!({ "1": "0.5", "3": "0.75" }))
+    );
     assert_eq!((&trial(1)["values"], &trial(1)["steps"]["1"]), (&json!(["-inf"]), &"nan".into()));
     assert_eq!((&trial(0)["start"], &trial(0)["seconds"]), (&1_795_244_401.0.into(), &7.0.into()));
     assert_eq!((&trial(2)["params"]["lr"], &trial(2)["user"]["cloned_from"]), (&0.05.into(), &0.into()));
-    assert_eq!((&trial(3)["values"], &trial(3)["user"]["error"]), (&Value::Null, &"out of \"memory\"\n".into()));
+    assert_eq!(
+        (&trial(3)["values"], &trial(3)["user"]["error"]),
+        (&Value::Null, &"out of \"memory\"\n".into())
+    );
     assert_eq!(trial(5)["params"], json!({ "lr": 0.05, "optim.sgd.momentum": 0.25 }));
+
+    let Some(served) = python("optuna_dashboard", SERVE, &dir.path().join("study.journal")) else { return };
+    assert_eq!(served["name"], "a \"sweep\"");
+    let states = ["Complete", "Pruned", "Complete", "Fail", "Fail", "Running", "Fail", "Running"];
+    assert_eq!(served["states"], json!(states));
 }
 
 /// There is no best trial yet.
@@ -213,7 +256,9 @@ fn whatever_a_crash_leaves_the_journal_ends_as_if_there_had_been_none() {
     let events: Vec<Envelope> = reader.snapshot().unwrap().events(&Query::default()).unwrap();
     let write = |folder: &Path, from: usize, to: usize, save: bool| {
         let mut sink = OptunaJournal::new(folder);
-        let regatta_track::sink::Start::After(after) = sink.resume().unwrap() else { panic!("it starts now") };
+        let regatta_track::sink::Start::After(after) = sink.resume().unwrap() else {
+            panic!("it starts now")
+        };
         assert!(after as usize <= from, "it must not skip what it has not seen");
         sink.write(&events[after as usize..to]).unwrap();
         if save {

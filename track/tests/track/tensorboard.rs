@@ -191,7 +191,8 @@ fn the_hparams_tab_has_a_column_a_parameter_and_a_row_a_trial() {
         let config = serde_json::json!({"lr": 0.25 / f64::from(trial + 1), "optim": optim});
         store.append(Draft::new(TrialCreated { config }).trial(trial)).unwrap().detach();
         for step in 1..=2 {
-            let metrics = Metrics::from([("acc", 0.25 * f64::from(trial) + 0.0625 * step as f64), ("loss", 1.0)]);
+            let metrics =
+                Metrics::from([("acc", 0.25 * f64::from(trial) + 0.0625 * step as f64), ("loss", 1.0)]);
             store.append(Draft::new(Report { step, metrics }).rank(0).trial(trial)).unwrap().detach();
         }
         let end = TrialFinished { outcome: Outcome::Completed, cause: None };
@@ -205,7 +206,10 @@ fn the_hparams_tab_has_a_column_a_parameter_and_a_row_a_trial() {
     for (trial, optim) in ["sgd", "adam", "sgd"].into_iter().enumerate() {
         let row = &seen["rows"][trial];
         assert_eq!(row["name"], format!("trial_0000{trial}"));
-        assert_eq!((&row["hparams"]["lr"], &row["hparams"]["optim"]), (&(0.25 / (trial + 1) as f64).into(), &optim.into()));
+        assert_eq!(
+            (&row["hparams"]["lr"], &row["hparams"]["optim"]),
+            (&(0.25 / (trial + 1) as f64).into(), &optim.into())
+        );
         assert_eq!(row["metrics"]["acc"], 0.25 * trial as f64 + 0.125);
     }
 }
