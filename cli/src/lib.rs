@@ -15,8 +15,10 @@ mod args;
 mod compare;
 mod configure;
 mod diff;
+mod drive;
 mod environment;
 mod export;
+mod jobs;
 mod judge;
 mod launch;
 mod logs;
@@ -26,9 +28,13 @@ mod problem;
 mod progress;
 mod runs;
 mod settings;
+mod signals;
 mod study;
+mod submit;
+mod sweep;
 mod term;
 mod train;
+mod tune;
 mod which;
 
 use std::ffi::OsString;
@@ -76,7 +82,14 @@ fn obey(cli: Cli, program: &str) -> Outcome {
     let json = cli.json;
     match cli.command {
         Command::Train(args) => train::run(&args, json),
+        Command::Tune(args) => tune::run(&args, json),
         Command::Resume(args) => train::resume(&args, json),
+        Command::Submit(args) => submit::submit(&args, json),
+        Command::Render(args) => submit::render(&args),
+        Command::Drive => drive::run(),
+        Command::Jobs(args) => jobs::list(&args, json),
+        Command::Attach(args) => jobs::attach(&args, json),
+        Command::Cancel(args) => jobs::cancel(&args, json),
         Command::Launch(args) => launch::run(&args),
         Command::Ls(args) => runs::ls(&args, json),
         Command::Show(args) => runs::show(&args, json),

@@ -28,7 +28,7 @@ pub(crate) fn find(text: &str, path: &str) -> Option<Place> {
                 let (at, key) = last.take()?;
                 set(&mut open, Some(key));
                 if open.iter().flatten().eq(wanted.iter()) {
-                    return Some(place(text, at));
+                    return Some(self::at(text, at));
                 }
             }
             Token::Other => {}
@@ -44,7 +44,8 @@ fn set<'a>(open: &mut [Option<&'a str>], key: Option<&'a str>) {
     }
 }
 
-fn place(text: &str, at: usize) -> Place {
+/// The place of a byte.
+pub(crate) fn at(text: &str, at: usize) -> Place {
     let before = &text[..at];
     let line = before.matches('\n').count() + 1;
     let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;

@@ -9,6 +9,8 @@ pub(crate) mod exit {
     pub(crate) const FAILED: u8 = 1;
     /// What was asked for cannot be: usage or configuration.
     pub(crate) const USAGE: u8 = 2;
+    /// A study came to its end, and some of its trials failed.
+    pub(crate) const SOME_FAILED: u8 = 3;
     /// The run was stopped and can be resumed.
     pub(crate) const RESUMABLE: u8 = 75;
     /// It was ended by force.

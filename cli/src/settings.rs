@@ -19,7 +19,7 @@ use crate::problem::{Outcome, Problem, advice};
 pub(crate) const PREFIX: &str = "REGATTA__";
 
 /// The parts of an experiment.
-const SECTIONS: [&str; 6] = ["trainable", "config", "scaling", "run", "checkpoint", "failure"];
+const SECTIONS: [&str; 7] = ["trainable", "config", "scaling", "run", "checkpoint", "failure", "engine"];
 
 /// Who set a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,6 +89,7 @@ impl Override {
 pub(crate) struct Settings {
     file: PathBuf,
     text: String,
+    tune: Option<String>,
     experiment: Experiment<Value>,
     tree: Value,
     set: BTreeMap<String, Layer>,
@@ -100,10 +101,10 @@ impl Settings {
         let text = std::fs::read_to_string(file).map_err(|error| {
             Problem::usage(format!("cannot read the experiment {}: {error}", file.display()))
         })?;
-        let Parsed { experiment, ignored } =
+        let Parsed { experiment, ignored, tune } =
             registry::read(&text).map_err(|error| unreadable(file, &text, error))?;
         let tree = tree(&experiment)?;
-        let mut settings = Settings { file: file.into(), text, experiment, tree, set: BTreeMap::new() };
+        let mut settings = Settings { file: file.into(), text, tune, experiment, tree, set: BTreeMap::new() };
         if let Some(path) = ignored.first() {
             return Err(settings.unknown(path));
         }
@@ -115,6 +116,21 @@ impl Settings {
         settings.experiment.check().map_err(|error| settings.located(error))?;
         regatta_train::command::check(&settings.experiment).map_err(|error| settings.located(error))?;
         Ok(settings)
+    }
+
+    /// The file.
+    pub(crate) fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// What stands in it.
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Its `tune` section as it stands there.
+    pub(crate) fn tune(&self) -> Option<&str> {
+        self.tune.as_deref()
     }
 
     pub(crate) fn experiment(&self) -> &Experiment<Value> {
@@ -140,7 +156,8 @@ impl Settings {
             if let Some(layer) = self.set.get(here) {
                 return layer.clone();
             }
-            if let Some(place) = place::find(&self.text, here)
+            let place = place::find(&self.text, here).or_else(|| place::find(&self.text, &plain(here)));
+            if let Some(place) = place
                 && (here == path || !SECTIONS.contains(&here))
             {
                 return Layer::File(self.file.clone(), place);
@@ -207,7 +224,13 @@ impl Settings {
             (true, true) if named != "config" => Err(format!(
                 "`{named}` may be `{below_config}` or the experiment's own `{named}`: set it in the file"
             )),
-            (true, _) => Ok(named.into()),
+            (true, _) if get(&self.tree, named).is_some() => Ok(named.into()),
+            (true, _) => {
+                // `engine.nodes` is `engine.Slurm.nodes`.
+                let all = leaves(&self.tree).into_iter().map(|(path, _)| path);
+                let mut meant = all.filter(|path| !path.starts_with("config.") && plain(path) == named);
+                Ok(meant.next().unwrap_or_else(|| named.into()))
+            }
             (false, true) => Ok(below_config),
             (false, false) => {
                 let paths: Vec<String> = leaves(&self.tree).into_iter().map(|(path, _)| path).collect();
@@ -341,7 +364,7 @@ fn unreadable(file: &Path, text: &str, error: ReadError) -> Problem {
 }
 
 /// What a text may mean, the likeliest first.
-fn values(text: &str, present: Option<&Value>) -> Vec<Value> {
+pub(crate) fn values(text: &str, present: Option<&Value>) -> Vec<Value> {
     let plain = Value::String(text.into());
     let read = read(text);
     let mut all = match present {
@@ -389,7 +412,7 @@ pub(crate) fn get<'a>(tree: &'a Value, path: &str) -> Option<&'a Value> {
     })
 }
 
-fn set(tree: &mut Value, path: &str, value: Value) {
+pub(crate) fn set(tree: &mut Value, path: &str, value: Value) {
     let mut here = tree;
     for part in path.split('.') {
         if let (Value::Array(list), Ok(index)) = (&*here, part.parse::<usize>())

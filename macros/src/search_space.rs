@@ -37,8 +37,23 @@ pub(crate) fn expand(input: DeriveInput) -> Result<TokenStream> {
         Data::Union(_) => return Err(Error::new(input.span(), "a union has no search space")),
     };
     let name = &input.ident;
+    // A type with parameters has no one name by which a tuner could find it.
+    let known = input.generics.params.is_empty().then(|| {
+        quote! {
+            const _: () = {
+                #tune::__private::inventory::submit! {
+                    #tune::space::Known {
+                        type_name: ::std::any::type_name::<#name>,
+                        node: <#name as #tune::space::SearchSpace>::node,
+                    }
+                }
+            };
+        }
+    });
     let (generics, types, wheres) = input.generics.split_for_impl();
     Ok(quote! {
+        #known
+
         #[automatically_derived]
         #[allow(clippy::unnecessary_cast, clippy::useless_conversion)]
         impl #generics #tune::space::SearchSpace for #name #types #wheres {

@@ -55,6 +55,7 @@ pub(crate) fn expand(tokens: TokenStream, item: TokenStream) -> Result<TokenStre
                 #train::registry::Registration {
                     name: #name,
                     type_name: || ::std::any::type_name_of_val(&#ident),
+                    config: ::std::any::type_name::<#config>,
                     run: |context, config| #train::registry::run(#call, context, config),
                     normalise: #train::registry::normalise::<#config>,
                     parse: #train::registry::parse::<#config>,

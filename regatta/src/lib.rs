@@ -40,7 +40,7 @@
 //! }
 //!
 //! fn main() -> ExitCode {
-//!     regatta::main() // train | resume | launch | ls | show | logs | ckpt | config | env; workers enter here too
+//!     regatta::main() // train | tune | resume | launch | ls | show | logs | ckpt | config | env; workers enter here too
 //! }
 //! ```
 //!
@@ -56,6 +56,38 @@
 //!     regatta::init()?;
 //!     let result = Trainer::new(line, Config { lr: 0.1 }).workers(2).run("first").fit()?;
 //!     println!("{:?}", result.metrics());
+//!     Ok(())
+//! }
+//! ```
+//!
+//! A [`Tuner`](prelude::Tuner) races many such runs against each other, each with a configuration of its own:
+//!
+//! ```no_run
+//! # use regatta::prelude::*;
+//! #[derive(Clone, Debug, Serialize, Deserialize, SearchSpace)]
+//! struct Config {
+//!     #[space(1e-4..=1e-1, log)]
+//!     lr: f64,
+//!     #[space(choice = [64, 128, 256])]
+//!     batch_size: usize,
+//!     #[space(fixed)]
+//!     epochs: u64,
+//! }
+//! # #[regatta::trainable]
+//! # fn line(ctx: &mut TrainContext, cfg: Config) -> Result<()> { Ok(()) }
+//!
+//! fn main() -> Result<()> {
+//!     regatta::init()?;
+//!     let base = Config { lr: 0.01, batch_size: 64, epochs: 9 };
+//!     let grid = Tuner::new(Trainer::new(line, base).workers(2))
+//!         .minimize("loss")
+//!         .samples(24)
+//!         .concurrent(4)
+//!         .sampler(Tpe::default())
+//!         .scheduler(Asha::new(1..=9))
+//!         .name("sweep")
+//!         .fit()?;
+//!     println!("{}", grid.best()?.config);
 //!     Ok(())
 //! }
 //! ```
@@ -109,6 +141,9 @@ pub mod prelude {
         BoxError, CheckpointConfig, Every, FailureConfig, Placement, Resources, RunConfig, RunResult,
         ScalingConfig, State, Stateful, StopConfig, Tracked, TrainContext, Trainer, Workers, metrics,
     };
+    pub use regatta_tune::sampler::{Auto, CmaEs, Gp, Grid, Random, Sobol, Tpe};
+    pub use regatta_tune::scheduler::{Asha, HyperBand, Median, Pb2, Pbt};
+    pub use regatta_tune::{ResultGrid, Study, Tuner};
     pub use serde::{Deserialize, Serialize};
     pub use tch::nn::{Module, ModuleT};
     pub use tch::{Device, Kind, Tensor, nn};

@@ -2,7 +2,9 @@
 
 mod commands;
 mod input;
+mod jobs;
 mod launch;
 mod results;
 mod runs;
 mod support;
+mod tune;

@@ -5,7 +5,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use regatta_macros::trainable;
+use regatta_train::metrics::mean;
 use regatta_train::{Error, Result, Stateful, Tracked, TrainContext, metrics};
+use regatta_tune::SearchSpace;
 use serde::{Deserialize, Serialize};
 
 /// What an optimiser would be.
@@ -60,6 +62,86 @@ fn sums(ctx: &mut TrainContext, config: Config) -> Result<u64> {
         }
     }
     Ok(sum.get())
+}
+
+/// What a trial of a race may come to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+enum Fault {
+    #[default]
+    None,
+    Error,
+    Panic,
+    Exit,
+    Kill,
+    Nan,
+    /// Nothing is reported.
+    Silence,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, SearchSpace)]
+#[space(crate = "regatta_tune")]
+#[serde(default, deny_unknown_fields)]
+struct Racer {
+    #[space(1e-4..=1.0, log)]
+    lr: f64,
+    #[space(choice = [16, 32, 64])]
+    batch: usize,
+    #[space(fixed)]
+    epochs: u64,
+    /// Milliseconds of each epoch.
+    #[space(fixed)]
+    millis: u64,
+    #[space(fixed)]
+    fault: Fault,
+    /// The fault befalls learning rates from here on.
+    #[space(fixed)]
+    above: f64,
+}
+
+impl Default for Racer {
+    fn default() -> Self {
+        Racer { lr: 0.1, batch: 32, epochs: 9, millis: 0, fault: Fault::None, above: 0.0 }
+    }
+}
+
+/// Reports how far its learning rate is from the best one, the better the longer it runs; every epoch is saved.
+#[trainable(crate = regatta_train)]
+fn race(ctx: &mut TrainContext, config: Racer) -> Result<f64> {
+    let seen = Tracked::new(0.0f64);
+    let mut state = ctx.state().with("seen", seen.clone());
+    ctx.restore(&mut state)?;
+    let struck = config.lr >= config.above && ctx.rank() + 1 == ctx.world_size();
+    for epoch in state.epochs(config.epochs) {
+        std::thread::sleep(Duration::from_millis(config.millis));
+        if struck && epoch == 1 {
+            befall(config.fault)?;
+        }
+        seen.update(|seen| *seen += config.lr);
+        let nan = struck && config.fault == Fault::Nan && epoch == 1;
+        let far = (config.lr.ln() + 4.0).abs() + 32.0 / config.batch as f64;
+        let loss = if nan { f64::NAN } else { far + 1.0 / (epoch + 1) as f64 };
+        match config.fault {
+            Fault::Silence if struck => ctx.save(&state)?,
+            _ => ctx.report(metrics! { loss: mean(loss), seen: seen.get() }).checkpoint(&state)?,
+        }
+    }
+    Ok(seen.get())
+}
+
+#[expect(clippy::exit, reason = "that is the fault")]
+fn befall(fault: Fault) -> Result<()> {
+    match fault {
+        Fault::None | Fault::Nan | Fault::Silence => {}
+        Fault::Error => return Err(Error::other("read the data", "the file is cut off")),
+        Fault::Panic => panic!("index out of bounds"),
+        Fault::Exit => std::process::exit(3),
+        Fault::Kill => {
+            let me = std::process::id().to_string();
+            std::process::Command::new("kill").args(["-KILL", &me]).status().ok();
+            std::thread::sleep(Duration::from_secs(30));
+        }
+    }
+    Ok(())
 }
 
 fn keep(sum: &Tracked<u64>) -> impl Stateful + 'static {

@@ -407,6 +407,9 @@ pub struct Decision {
 pub struct TrialCreated {
     /// Its configuration.
     pub config: Value,
+    /// What whoever suggested it needs to take up its state at a replay.
+    #[serde(skip_serializing_if = "Value::is_null")]
+    pub data: Value,
 }
 
 /// See [`Event::TrialConfigured`]; the trial is the envelope's.

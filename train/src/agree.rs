@@ -76,6 +76,13 @@ impl Agreement {
         Ok(Flags::from_wire(&wire))
     }
 
+    /// What all ranks agree on now, these flags included, whatever is under way.
+    pub(crate) fn afresh(&mut self, group: &ProcessGroup, mine: Flags) -> Result<Flags> {
+        let before = self.settle()?.unwrap_or_default();
+        let mine = Flags { stop: mine.stop.max(before.stop), save: mine.save || before.save };
+        self.now(group, mine)
+    }
+
     /// Waits for what is under way.
     pub(crate) fn settle(&mut self) -> Result<Option<Flags>> {
         let Some(work) = self.pending.take() else { return Ok(None) };

@@ -27,6 +27,9 @@ use crate::state::{Counters, State, Stateful};
 use crate::wire::{Done, FromRank, RankReport, Start, StopReason};
 use crate::{Error, Result};
 
+/// How often who waits for a decision looks whether there is anybody left to take it.
+const LOOK_UP: Duration = Duration::from_millis(200);
+
 /// A component that every state has.
 type Always = (String, Box<dyn Fn() -> Box<dyn Stateful> + Send>);
 
@@ -317,7 +320,7 @@ impl TrainContext {
 
     fn moment(&mut self, epoch: u64) -> Result<Moment> {
         let metrics: BTreeMap<String, f64> = self.last.merged(&self.group)?;
-        Ok(Moment { step: self.counters.step(), epoch, metrics })
+        Ok(Moment { step: self.counters.step(), epoch, reports: self.reports, metrics })
     }
 
     fn tell_progress(&mut self, step: u64) -> Result<()> {
@@ -356,12 +359,13 @@ impl TrainContext {
 
     /// Where the loop has no steps, reports are where ranks agree.
     pub(crate) fn after_report(&mut self) -> Result<()> {
-        if std::mem::take(&mut self.stepped) {
+        if std::mem::take(&mut self.stepped) && !self.start.lockstep {
             return Ok(());
         }
         self.saving.poll()?;
+        self.await_leave()?;
         let mine = Flags { save: false, ..self.flags() };
-        let agreed = self.agreement.now(&self.group, mine)?;
+        let agreed = self.agree(mine)?;
         match self.stop_reason(self.counters.step(), agreed)? {
             None => Ok(()),
             Some(reason) => {
@@ -376,8 +380,9 @@ impl TrainContext {
         let epoch = self.counters.epoch() + u64::from(state.epoch_done());
         let moment = self.moment(epoch)?;
         self.saving.begin(state, moment)?;
+        self.await_leave()?;
         let mine = self.flags();
-        let agreed = self.agreement.now(&self.group, mine)?;
+        let agreed = self.agree(mine)?;
         match self.stop_reason(self.counters.step(), agreed)? {
             None => Ok(()),
             Some(reason) => {
@@ -386,6 +391,38 @@ impl TrainContext {
                 Err(self.stop(reason))
             }
         }
+    }
+
+    /// What all ranks do after a report. Who waited for leave to go on has just been told what is wanted, so that what was
+    /// agreed on at the last step is not enough.
+    fn agree(&mut self, mine: Flags) -> Result<Flags> {
+        match self.start.lockstep {
+            true => self.agreement.afresh(&self.group, mine),
+            false => self.agreement.now(&self.group, mine),
+        }
+    }
+
+    /// Where a tuner decides at every report whether the trial goes on, waits for its decision.
+    fn await_leave(&mut self) -> Result<()> {
+        if !self.start.lockstep {
+            return Ok(());
+        }
+        let within = Duration::from_secs_f64(self.start.failure.report_deadline_seconds);
+        let deadline = Instant::now() + within;
+        while !self.link.orders().wait_granted(self.reports, LOOK_UP) {
+            if self.link.is_over() {
+                let why = "the controller has ended this attempt".to_owned();
+                return Err(Error::NotAvailable { what: "training on", why });
+            }
+            if Instant::now() >= deadline {
+                let why = format!(
+                    "nobody said within {within:?} (failure.report_deadline_seconds) whether report {} was the last",
+                    self.reports
+                );
+                return Err(Error::NotAvailable { what: "training on", why });
+            }
+        }
+        Ok(())
     }
 
     fn passed_over(&self, error: Error) -> Result<()> {

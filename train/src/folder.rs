@@ -138,8 +138,8 @@ pub fn read_config(folder: &Path) -> Result<Experiment<Value>> {
     match registry::read(&text) {
         Ok(read) => Ok(read.experiment),
         // A run of another program's can still be looked at.
-        Err(ReadError::Trainable(_)) => registry::ron_options()
-            .from_str(&text)
+        Err(ReadError::Trainable(_)) => registry::parse::<Value>(&text)
+            .map(|read| read.experiment)
             .map_err(|error| Error::other(format!("read {}", path.display()), error)),
         Err(error) => Err(Error::other(format!("read {}", path.display()), error)),
     }

@@ -11,14 +11,17 @@ pub(crate) enum Order {
     Stop(StopReason),
     Kill,
     Save,
+    GoOn(u64),
 }
 
-impl From<Order> for Input {
-    fn from(order: Order) -> Self {
-        match order {
-            Order::Stop(reason) => Input::Stop(reason),
-            Order::Kill => Input::Kill,
-            Order::Save => Input::Save,
+impl Order {
+    /// What it is to the run's machine. Leave to go on concerns the ranks alone.
+    pub(crate) fn input(self) -> Option<Input> {
+        match self {
+            Order::Stop(reason) => Some(Input::Stop(reason)),
+            Order::Kill => Some(Input::Kill),
+            Order::Save => Some(Input::Save),
+            Order::GoOn(_) => None,
         }
     }
 }
@@ -43,6 +46,12 @@ impl RunHandle {
     /// Ends the run at once. What was done since its last checkpoint is lost.
     pub fn kill(&self) {
         self.orders.send(Order::Kill).ok();
+    }
+
+    /// Lets the ranks go on after this report of the run (its iteration), if they wait after each: see
+    /// [`Trainer::lockstep`](crate::Trainer::lockstep).
+    pub fn go_on(&self, iteration: u64) {
+        self.orders.send(Order::GoOn(iteration)).ok();
     }
 
     /// Asks for a checkpoint.

@@ -1,8 +1,9 @@
 //! The line from a rank to its controller, whatever carries it: the control stream of a worker process, or a channel between
 //! threads.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::Result;
 use crate::wire::{Committed, FromRank, StopReason};
@@ -28,13 +29,36 @@ pub struct Orders {
     stop: Mutex<Option<StopReason>>,
     stopping: AtomicBool,
     save: AtomicBool,
+    /// Up to which of the attempt's reports the rank may go on, where it waits to be told.
+    granted: Mutex<u64>,
+    news: Condvar,
 }
 
 impl Orders {
     /// Asks to stop; the first reason counts.
     pub fn stop(&self, reason: StopReason) {
-        self.stop.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(reason);
+        self.stop.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
         self.stopping.store(true, Ordering::Release);
+        drop(self.granted());
+        self.news.notify_all();
+    }
+
+    /// Lets the rank go on after this report of the attempt.
+    pub fn grant(&self, report: u64) {
+        let mut granted = self.granted();
+        *granted = report.max(*granted);
+        self.news.notify_all();
+    }
+
+    /// Waits a while for leave to go on after a report; whether there is any, or a stop was asked for.
+    pub fn wait_granted(&self, report: u64, within: Duration) -> bool {
+        let waits = |granted: &mut u64| *granted < report && !self.stopping.load(Ordering::Acquire);
+        let waited = self.news.wait_timeout_while(self.granted(), within, waits);
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+
+    fn granted(&self) -> MutexGuard<'_, u64> {
+        self.granted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Asks to save.
@@ -47,7 +71,7 @@ impl Orders {
         if !self.stopping.load(Ordering::Acquire) {
             return None;
         }
-        self.stop.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+        self.stop.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether to save; asked for once.

@@ -7,6 +7,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use regatta_cluster::engine::EngineConfig;
+
 use crate::config::{CheckpointConfig, Experiment, FailureConfig, RunConfig, ScalingConfig, Trainable};
 use crate::{BoxError, Error, Result, TrainContext};
 
@@ -16,6 +18,8 @@ pub struct Registration {
     pub name: &'static str,
     /// The function's full name as the compiler gives it, by which `Trainer::new(function, ..)` finds its entry.
     pub type_name: fn() -> &'static str,
+    /// The full name of its configuration's type, by which what else is known of that type is found.
+    pub config: fn() -> &'static str,
     /// Runs it with a configuration in JSON.
     pub run: fn(&mut TrainContext, Value) -> Result<Value, BoxError>,
     /// The configuration, read as the trainable's own type and written again: unknown keys and wrong types are errors
@@ -34,6 +38,8 @@ pub struct Parsed {
     pub experiment: Experiment<Value>,
     /// The paths of keys that the trainable's configuration does not know and its type silently passes over.
     pub ignored: Vec<String>,
+    /// Its `tune` section as it stands there, if it has one: what to make of it is the tuner's business.
+    pub tune: Option<String>,
 }
 
 inventory::collect!(Registration);
@@ -119,17 +125,19 @@ pub fn parse<C: DeserializeOwned + Serialize>(text: &str) -> Result<Parsed, Span
         None => normalise::<C>(Value::Object(Default::default())).map_err(|error| error.to_string()),
     };
     let config = config.map_err(|why| reader.span_error(ron::Error::Message(why)))?;
-    let File { trainable, config: _, scaling, run, checkpoint, failure } = file;
-    Ok(Parsed { experiment: Experiment { trainable, config, scaling, run, checkpoint, failure }, ignored })
+    let File { trainable, config: _, scaling, run, checkpoint, failure, engine, tune } = file;
+    let experiment = Experiment { trainable, config, scaling, run, checkpoint, failure, engine };
+    let tune = tune.map(|raw| raw.get_ron().trim().to_owned());
+    Ok(Parsed { experiment, ignored, tune })
 }
 
 /// Writes an experiment file: what `#[trainable]` puts into [`Registration::write`].
 pub fn write<C: DeserializeOwned + Serialize>(experiment: &Experiment<Value>) -> Result<String> {
     let config: C = serde_path_to_error::deserialize(experiment.config.clone())
         .map_err(|error| Error::config(below_config(&error.path().to_string()), error.inner().to_string()))?;
-    let Experiment { trainable, config: _, scaling, run, checkpoint, failure } = experiment.clone();
-    let typed = Experiment { trainable, config, scaling, run, checkpoint, failure };
-    let pretty = ron::ser::PrettyConfig::new().struct_names(false).extensions(Extensions::IMPLICIT_SOME);
+    let Experiment { trainable, config: _, scaling, run, checkpoint, failure, engine } = experiment.clone();
+    let typed = Experiment { trainable, config, scaling, run, checkpoint, failure, engine };
+    let pretty = ron::ser::PrettyConfig::new().struct_names(false).extensions(extensions());
     ron_options()
         .to_string_pretty(&typed, pretty)
         .map_err(|error| Error::other("writing the experiment as RON", error))
@@ -179,9 +187,14 @@ pub enum ReadError {
     Trainable(#[from] Error),
 }
 
-/// How experiment files are read: `Some` may be left out.
+/// How experiment files are read: `Some` may be left out, and a variant that is all of a struct is written as one,
+/// `Slurm(nodes: 2)`.
 pub fn ron_options() -> ron::Options {
-    ron::Options::default().with_default_extension(Extensions::IMPLICIT_SOME)
+    ron::Options::default().with_default_extension(extensions())
+}
+
+fn extensions() -> Extensions {
+    Extensions::IMPLICIT_SOME | Extensions::UNWRAP_VARIANT_NEWTYPES
 }
 
 #[derive(serde::Deserialize)]
@@ -204,6 +217,10 @@ struct File<C> {
     checkpoint: CheckpointConfig,
     #[serde(default)]
     failure: FailureConfig,
+    #[serde(default)]
+    engine: EngineConfig,
+    #[serde(default)]
+    tune: Option<Box<ron::value::RawValue>>,
 }
 
 fn none<C>() -> Option<C> {

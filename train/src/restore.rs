@@ -57,7 +57,7 @@ pub(crate) fn find(
     match wanted {
         Restore::Nothing => Ok(None),
         Restore::Named(name) => open(checkpoints.clone(), name, true),
-        Restore::From { storage, checkpoint } => open(store::open_existing(storage)?, checkpoint, false),
+        Restore::From { storage, checkpoint, .. } => open(store::open_existing(storage)?, checkpoint, false),
         Restore::Newest => match recover::newest_among(checkpoints.clone(), coordinator, Verify::Full, LIMIT)
         {
             Ok(found) => Ok(Some(Found { checkpoint: found.checkpoint, damaged: found.damaged, ours: true })),

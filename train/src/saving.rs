@@ -46,12 +46,15 @@ pub(crate) fn tensor_name(key: &str, name: &str) -> String {
 pub(crate) struct Moment {
     pub(crate) step: u64,
     pub(crate) epoch: u64,
+    /// How many reports of the attempt came before.
+    pub(crate) reports: u64,
     pub(crate) metrics: BTreeMap<String, f64>,
 }
 
 struct Flight {
     ticket: Ticket,
     step: u64,
+    reports: u64,
     metrics: BTreeMap<String, f64>,
 }
 
@@ -160,7 +163,8 @@ impl Saving {
         self.begun = Some((moment.step, moment.epoch));
         match self.start_save(state, &moment) {
             Ok(ticket) => {
-                self.flight = Some(Flight { ticket, step: moment.step, metrics: moment.metrics });
+                let Moment { step, reports, metrics, .. } = moment;
+                self.flight = Some(Flight { ticket, step, reports, metrics });
                 if self.start.checkpoint.r#async { Ok(()) } else { self.settle().or_else(tolerable) }
             }
             Err(error) => {
@@ -206,7 +210,7 @@ impl Saving {
     /// Waits for the save under way and tells its end; its failure is this one's.
     pub(crate) fn settle(&mut self) -> Result<()> {
         let Some(flight) = self.flight.take() else { return Ok(()) };
-        let Flight { ticket, step, metrics } = flight;
+        let Flight { ticket, step, reports, metrics } = flight;
         let deadline = self.deadline();
         let mut outcome = ticket.wait(deadline);
         // Old checkpoints are removed after the commit; what was removed is told with it.
@@ -220,7 +224,7 @@ impl Saving {
             self.last = Some(report.name.clone());
             self.committed = self.begun;
         }
-        let moment = Moment { step, epoch: 0, metrics };
+        let moment = Moment { step, epoch: 0, reports, metrics };
         match outcome {
             Ok(report) => {
                 let removed = self.saver.as_ref().map(Saver::take_removed).unwrap_or_default();
@@ -277,6 +281,7 @@ fn committed(moment: &Moment, report: SaveReport, removed: Vec<String>) -> Commi
         step: report.step,
         bytes: report.all_bytes,
         metrics,
+        reports: moment.reports,
         blocked_seconds: report.blocked_seconds + report.waited_seconds,
         seconds: report.total_seconds,
         removed,

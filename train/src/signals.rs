@@ -1,5 +1,5 @@
-//! Signals to a run: the first SIGINT or SIGTERM stops it gracefully, the second ends it at once, and the preemption
-//! signal stops it as preempted. Handlers are there only while this guard is; what was there before comes back.
+//! Signals to a run or a study: the first SIGINT or SIGTERM stops it gracefully, the second ends it at once, and the
+//! preemption signal stops it as preempted. Handlers are there only while this guard is; what was there before comes back.
 //!
 //! Workers are in process groups of their own, so a terminal's Ctrl-C comes to the controller alone.
 
@@ -11,14 +11,15 @@ use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 
 use crate::config::PreemptionSignal;
-use crate::handle::RunHandle;
 use crate::wire::StopReason;
 use crate::{Error, Result};
 
 /// What a signal asks for, given how many asked to stop before.
-#[derive(Debug, PartialEq, Eq)]
-enum Wish {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wish {
+    /// To stop with everything saved.
     Stop(StopReason),
+    /// To end at once.
     Kill,
 }
 
@@ -44,15 +45,15 @@ impl PreemptionSignal {
     }
 }
 
-/// Passes signals on to a run for as long as it lives.
-pub(crate) struct Signals {
+/// Passes signals on for as long as it lives.
+pub struct Signals {
     _handlers: sys::Handlers,
     task: tokio::task::JoinHandle<()>,
 }
 
 impl Signals {
-    /// Takes over this process's signals. Only one run of a process can have them.
-    pub(crate) fn pass_on(run: RunHandle, preemption: PreemptionSignal) -> Result<Self> {
+    /// Takes over this process's signals, inside of a runtime. Only one run or study of a process can have them.
+    pub fn pass_on(preemption: PreemptionSignal, to: impl Fn(Wish) + Send + 'static) -> Result<Self> {
         let failed = |source| Error::io("handle signals", source);
         let preemption = preemption.number();
         let mut signals = vec![libc::SIGINT, libc::SIGTERM];
@@ -64,10 +65,7 @@ impl Signals {
         let task = tokio::spawn(async move {
             let (mut asked, mut byte) = (0, [0_u8]);
             while reader.read_exact(&mut byte).await.is_ok() {
-                match wish(i32::from(byte[0]), preemption, &mut asked) {
-                    Wish::Stop(reason) => run.stop(reason),
-                    Wish::Kill => run.kill(),
-                }
+                to(wish(i32::from(byte[0]), preemption, &mut asked));
             }
         });
         Ok(Signals { _handlers: handlers, task })

@@ -204,6 +204,7 @@ impl Crew for ThreadCrew {
             match decision {
                 Decision::Stop(reason) => link.orders.stop(reason.clone()),
                 Decision::Save => link.orders.save(),
+                Decision::GoOn(report) => link.orders.grant(*report),
             }
         }
     }

@@ -1,9 +1,9 @@
 //! The way to train: a function, its configuration, and what the run needs.
 
 use std::any::type_name;
-use std::path::Path;
 use std::sync::Arc;
 
+use regatta_cluster::engine::EngineConfig;
 use regatta_cluster::{Allocator, WorkerCommand, WorkerConfig};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -13,17 +13,17 @@ use tokio::sync::mpsc;
 use crate::callback::Callback;
 use crate::command::{self, CommandCrew, CommandPlan};
 use crate::config::{
-    CheckpointConfig, Experiment, FailureConfig, RunConfig, ScalingConfig, Trainable, Workers,
+    CheckpointConfig, Experiment, FailureConfig, RunConfig, ScalingConfig, Trainable, Workers, short_name,
 };
 use crate::controller::Ending;
 use crate::controller::drive::{NOT_A_WORKER, Parts, drive};
 use crate::crew::Crew;
 use crate::folder::{self, RunFolder};
-use crate::gang::{GangCrew, GangPlan, Site, request};
+use crate::gang::{GangCrew, GangPlan, Site};
 use crate::handle::{Order, RunHandle};
 use crate::registry::{self, Registration};
 use crate::result::RunResult;
-use crate::signals::Signals;
+use crate::signals::{Signals, Wish};
 use crate::threads::{Body, ThreadCrew};
 use crate::wire::Restore;
 use crate::{BoxError, Error, Result, TrainContext};
@@ -60,11 +60,16 @@ pub struct Trainer {
     experiment: Experiment<Value>,
     function: Option<Body>,
     entry: Option<&'static Registration>,
+    /// The full name of the configuration's type, where it is known.
+    config_type: Option<&'static str>,
     /// What was wrong with what was given; said when training begins.
     problem: Option<Error>,
     hands: Hands,
     restore: Restore,
     resume: Option<String>,
+    /// Where the run goes, if that is not for its configuration to say.
+    folder: Option<RunFolder>,
+    lockstep: bool,
     callbacks: Vec<Box<dyn Callback>>,
     handle: RunHandle,
     orders: mpsc::UnboundedReceiver<Order>,
@@ -115,7 +120,8 @@ impl Trainer {
         let experiment = Experiment { trainable: Trainable::Function(name), config, ..Experiment::default() };
         let function: Body =
             Arc::new(move |context: &mut TrainContext, config| registry::run(&function, context, config));
-        Trainer { function: Some(function), entry, problem, ..Self::bare(experiment) }
+        let config_type = Some(type_name::<C>());
+        Trainer { function: Some(function), entry, config_type, problem, ..Self::bare(experiment) }
     }
 
     /// Trains what an experiment file says, with a function of this program.
@@ -124,6 +130,7 @@ impl Trainer {
         if let Trainable::Function(name) = &trainer.experiment.trainable {
             let entry = registry::find(name)?;
             trainer.entry = Some(entry);
+            trainer.config_type = Some((entry.config)());
             trainer.function = Some(Arc::new(entry.run));
         }
         Ok(trainer)
@@ -142,10 +149,13 @@ impl Trainer {
             experiment,
             function: None,
             entry: None,
+            config_type: None,
             problem: None,
             hands: Hands::Processes,
             restore: Restore::Nothing,
             resume: None,
+            folder: None,
+            lockstep: false,
             callbacks: Vec::new(),
             handle,
             orders,
@@ -185,6 +195,14 @@ impl Trainer {
     #[must_use]
     pub fn failure(mut self, failure: FailureConfig) -> Self {
         self.experiment.failure = failure;
+        self
+    }
+
+    /// Sets what places the workers. Other than on this host, the program has to run as a job of that engine: `regatta
+    /// submit` sees to it.
+    #[must_use]
+    pub fn engine(mut self, engine: impl Into<EngineConfig>) -> Self {
+        self.experiment.engine = engine.into();
         self
     }
 
@@ -246,6 +264,65 @@ impl Trainer {
         self
     }
 
+    /// Puts the run into this folder, or goes on with it if there is one already, whatever the configuration says of names
+    /// and places.
+    #[must_use]
+    pub fn at(mut self, folder: RunFolder) -> Self {
+        self.resume = folder::is_run(&folder.path).then(|| folder.path.to_string_lossy().into_owned());
+        self.folder = Some(folder);
+        self
+    }
+
+    /// Has the ranks wait after each report until [`RunHandle::go_on`] says that they may go on, or the run is stopped
+    /// right there: for those who decide at every report, as tuners do.
+    #[must_use]
+    pub fn lockstep(mut self, lockstep: bool) -> Self {
+        self.lockstep = lockstep;
+        self
+    }
+
+    /// Another trainer like this one, with a handle of its own and without callbacks. A crew that was given cannot be had
+    /// twice.
+    pub fn another(&self) -> Result<Self> {
+        if let Some(problem) = &self.problem {
+            return Err(Error::config("config", problem.to_string()));
+        }
+        let hands = match &self.hands {
+            Hands::Processes => Hands::Processes,
+            Hands::Threads => Hands::Threads,
+            Hands::Other(_) => {
+                let why = "a crew of one's own serves one run".into();
+                return Err(Error::NotAvailable { what: "training many runs on one crew", why });
+            }
+        };
+        Ok(Trainer {
+            function: self.function.clone(),
+            entry: self.entry,
+            config_type: self.config_type,
+            hands,
+            restore: self.restore.clone(),
+            lockstep: self.lockstep,
+            ..Self::bare(self.experiment.clone())
+        })
+    }
+
+    /// Sets the configuration, in JSON.
+    #[must_use]
+    pub fn config(mut self, config: Value) -> Self {
+        self.experiment.config = config;
+        self
+    }
+
+    /// The full name of the configuration's type, where it is known.
+    pub fn config_type(&self) -> Option<&'static str> {
+        self.config_type
+    }
+
+    /// Whether the workers are threads of this process.
+    pub fn is_in_process(&self) -> bool {
+        matches!(self.hands, Hands::Threads)
+    }
+
     /// Gives orders to the run while it is driven.
     pub fn handle(&self) -> RunHandle {
         self.handle.clone()
@@ -281,11 +358,17 @@ impl Trainer {
     async fn fit_here(self) -> Result<RunResult> {
         self.experiment.check()?;
         let signals = match self.handle_signals {
-            true => Some(Signals::pass_on(self.handle(), self.experiment.failure.preemption_signal)?),
+            true => {
+                let run = self.handle();
+                Some(Signals::pass_on(self.experiment.failure.preemption_signal, move |wish| match wish {
+                    Wish::Stop(reason) => run.stop(reason),
+                    Wish::Kill => run.kill(),
+                })?)
+            }
             false => None,
         };
         let site = match self.hands {
-            Hands::Processes => Some(Site::local().await?),
+            Hands::Processes => Some(Site::on(&self.experiment.engine).await?),
             _ => None,
         };
         let result = self.drive_on(site.as_ref()).await;
@@ -293,10 +376,10 @@ impl Trainer {
         result?.into_result()
     }
 
-    /// Trains on a site that other runs may share. How the run ended is in the result, also if it failed; an error is that
-    /// it could not be begun. Dropped, it leaves a run that can be resumed.
-    pub async fn drive(self, site: &Site) -> Result<RunResult> {
-        self.drive_on(Some(site)).await
+    /// Trains on a site that other runs may share; threads of this process need none. How the run ended is in the result,
+    /// also if it failed; an error is that it could not be begun. Dropped, it leaves a run that can be resumed.
+    pub async fn drive(self, site: impl Into<Option<&Site>>) -> Result<RunResult> {
+        self.drive_on(site.into()).await
     }
 
     async fn drive_on(mut self, site: Option<&Site>) -> Result<RunResult> {
@@ -319,23 +402,21 @@ impl Trainer {
         std::fs::create_dir_all(&folder.path)
             .map_err(|source| Error::io(format!("make the folder {}", folder.path.display()), source))?;
         folder.write_config(&self.experiment)?;
-        let Trainer { experiment, restore, callbacks, orders, .. } = self;
-        let parts = Parts { experiment, folder: folder.clone(), resume, restore, crew, callbacks, orders };
+        let Trainer { experiment, restore, callbacks, orders, lockstep, .. } = self;
+        let parts =
+            Parts { experiment, folder: folder.clone(), resume, restore, crew, callbacks, orders, lockstep };
         let Ending { status, error, value } = drive(parts).await?;
         RunResult::of_ending(&folder, status, error, value)
     }
 
     /// Finds the run that is resumed, or the place of a new one.
     fn place(&self) -> Result<RunFolder> {
+        if let Some(folder) = &self.folder {
+            return Ok(folder.clone());
+        }
         match &self.resume {
             Some(run) => RunFolder::find(run, &self.experiment.run),
-            None => {
-                let name = match &self.experiment.trainable {
-                    Trainable::Function(name) => name.clone(),
-                    Trainable::Command(line) => program_name(line),
-                };
-                RunFolder::new(&self.experiment.run, &name)
-            }
+            None => RunFolder::new(&self.experiment.run, &self.experiment.trainable.experiment_name()),
         }
     }
 
@@ -343,7 +424,7 @@ impl Trainer {
     fn check_room(&self, site: &Site) -> Result<()> {
         let nodes = site.spawner.nodes().into_iter().map(|node| (node.name, node.total));
         let name = self.experiment.run.name.clone().unwrap_or_else(|| "run".into());
-        Allocator::new(nodes)?.request(request(&name, &self.experiment.scaling))?;
+        Allocator::new(nodes)?.request(self.experiment.scaling.request(&name))?;
         Ok(())
     }
 
@@ -376,10 +457,33 @@ impl Trainer {
                     scaling: self.experiment.scaling.clone(),
                     failure: self.experiment.failure.clone(),
                     logs: folder.path.join("logs"),
+                    kept: None,
                 };
                 Ok(Box::new(GangCrew::new(plan)))
             }
         }
+    }
+
+    /// A crew of this trainer's function whose workers keep their processes: launched again once a run has finished, they
+    /// begin the next in no time. For tuners, which drive it themselves; [`Crew::stop`] ends it.
+    pub fn kept_crew(&self, site: &Site, name: &str, logs: std::path::PathBuf) -> Result<Box<dyn Crew>> {
+        let (Trainable::Function(trainable), Some(_), Hands::Processes) =
+            (&self.experiment.trainable, self.entry, &self.hands)
+        else {
+            let why = "they are for a function of this program that carries #[regatta::trainable]".into();
+            return Err(Error::NotAvailable { what: "workers that go from run to run", why });
+        };
+        let command = WorkerCommand::myself()
+            .map_err(|source| Error::io("find this program, to run it again as a worker", source))?;
+        Ok(Box::new(GangCrew::new(GangPlan {
+            site: site.clone(),
+            command,
+            trainable: trainable.clone(),
+            scaling: self.experiment.scaling.clone(),
+            failure: self.experiment.failure.clone(),
+            logs,
+            kept: Some(name.to_owned()),
+        })))
     }
 
     /// The crew of a program in any language.
@@ -393,7 +497,7 @@ impl Trainer {
         Ok(Box::new(CommandCrew::new(CommandPlan {
             spawner: site.spawner.clone(),
             line: line.to_owned(),
-            request: request(&format!("{}/{}", folder.experiment, folder.name), scaling),
+            request: scaling.request(&format!("{}/{}", folder.experiment, folder.name)),
             threads: scaling.threads,
             logs: folder.path.join("logs"),
         })))
@@ -419,42 +523,11 @@ fn not_entered() -> ! {
     std::process::exit(NOT_A_WORKER)
 }
 
-/// The last part of a function's full name; a closure's is that of the function it is in.
-fn short_name(full: &str) -> String {
-    let parts = full.split("::").filter(|part| !part.starts_with('{'));
-    let last = parts.last().unwrap_or("run");
-    let plain: String = last.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
-    if plain.is_empty() { "run".into() } else { plain }
-}
-
-/// What a command's experiment is called.
-fn program_name(line: &str) -> String {
-    let words = line.split_whitespace().filter(|word| !word.starts_with('-'));
-    let script =
-        words.clone().find(|word| word.contains('.')).or_else(|| words.clone().next()).unwrap_or("command");
-    let stem = Path::new(script).file_stem().map(|stem| stem.to_string_lossy().into_owned());
-    short_name(&stem.unwrap_or_default())
-}
-
 impl std::fmt::Debug for Trainer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Trainer")
             .field("experiment", &self.experiment)
             .field("resume", &self.resume)
             .finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn experiments_are_named_after_what_is_trained() {
-        assert_eq!(short_name("mnist::models::resnet"), "resnet");
-        assert_eq!(short_name("mnist::main::{{closure}}"), "main");
-        assert_eq!(program_name("python -u train/cifar.py --lr {lr}"), "cifar");
-        assert_eq!(program_name("./trainer --lr 1"), "trainer");
-        assert_eq!(program_name(""), "command");
     }
 }

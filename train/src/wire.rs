@@ -41,6 +41,8 @@ pub struct Start {
     pub spent_seconds: f64,
     /// Two batches through everything.
     pub fast_dev_run: bool,
+    /// Whether ranks wait after each report until they are told to go on, or to stop there.
+    pub lockstep: bool,
 }
 
 /// What to begin from.
@@ -59,6 +61,8 @@ pub enum Restore {
         storage: String,
         /// The checkpoint.
         checkpoint: String,
+        /// How many reports led to it, so that those of this run count on from there.
+        iteration: u64,
     },
 }
 
@@ -132,6 +136,8 @@ pub struct Committed {
     pub bytes: u64,
     /// The metrics it was saved with.
     pub metrics: regatta_track::Metrics,
+    /// How many reports of the attempt led to it; 0 where that is not known.
+    pub reports: u64,
     /// Seconds the step was stopped.
     pub blocked_seconds: f64,
     /// Seconds from the request to the commit.
@@ -149,6 +155,8 @@ pub enum Decision {
     Stop(StopReason),
     /// Save at the next step on which all ranks agree.
     Save,
+    /// Go on after this report of the attempt, where ranks wait for it.
+    GoOn(u64),
 }
 
 /// Why a run stops before its trainable's end.

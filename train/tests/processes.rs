@@ -109,6 +109,7 @@ mod registered {
         Registration {
             name: "toy",
             type_name: || std::any::type_name_of_val(&toy),
+            config: std::any::type_name::<Toy>,
             run: |context, config| run(toy, context, config),
             normalise: normalise::<Toy>,
             parse: parse::<Toy>,

@@ -215,6 +215,7 @@ async fn a_checkpoint_of_another_run_can_be_the_beginning() {
     let from = Restore::From {
         storage: end.run.start.storage.clone(),
         checkpoint: end.done(0).checkpoint.clone().unwrap(),
+        iteration: 0,
     };
     let mut clone = Run::new(1, integers(STEPS));
     clone.start.restore = from;

@@ -20,6 +20,39 @@ pub enum Error {
         /// What is wrong there, and what would be right.
         problem: String,
     },
+    /// A study's log does not fit the study: it was begun with another space, sampler or scheduler, or by another build. Take
+    /// the ones it was begun with, or begin a new study.
+    #[error("the study cannot go on: {problem}")]
+    Study {
+        /// What does not fit.
+        problem: String,
+    },
+    /// A study of this name is there already: resume it, or give this one another name.
+    #[error("study {name:?} exists already in {folder}: resume it, or give this one another name")]
+    StudyExists {
+        /// The study.
+        name: String,
+        /// Its folder.
+        folder: String,
+    },
+    /// The study was begun with another search space. Go on with its own, begin a new study, or allow the change.
+    #[error("the study was begun with another search space:\n{diff}\ngive it back its space, begin a new study, or allow the change")]
+    ChangedSpace {
+        /// What differs, a line a parameter.
+        diff: String,
+    },
+    /// A setting of a scheduler or a stopper cannot be.
+    #[error(transparent)]
+    Setting(#[from] crate::scheduler::InvalidConfig),
+    /// A scheduler broke the rules.
+    #[error(transparent)]
+    Scheduler(#[from] crate::scheduler::Misuse),
+    /// Training failed where that is nobody trial's fault.
+    #[error(transparent)]
+    Train(#[from] regatta_train::Error),
+    /// The study's store failed.
+    #[error(transparent)]
+    Track(#[from] regatta_track::Error),
     /// A sampler cannot work on this space or study: choose another, or change what it names.
     #[error("the sampler {sampler} cannot go on: {problem}")]
     Sampler {

@@ -16,19 +16,34 @@
 //! # Ok::<(), regatta_tune::Error>(())
 //! ```
 
+pub mod config;
 mod error;
 pub mod importance;
 mod normal;
 pub mod pareto;
 pub mod plot;
 pub mod results;
+pub mod runner;
 pub mod sampler;
 pub mod scheduler;
 pub mod sim;
 pub mod space;
 pub mod stopper;
 mod stream;
+pub mod study;
+mod tuner;
 
+pub use config::{Mode, SamplerConfig, TuneConfig};
 pub use error::{Error, Result};
+pub use results::ResultGrid;
+pub use runner::{Ending, Halt, RunningTrial, StudyCallback, StudyEvent};
+pub use study::Study;
+pub use tuner::{StudyHandle, Tuner};
 /// Makes a configuration's type searchable; see [`space::SearchSpace`].
 pub use regatta_macros::SearchSpace;
+
+/// For the code that the macros write.
+#[doc(hidden)]
+pub mod __private {
+    pub use inventory;
+}

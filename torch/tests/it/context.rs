@@ -69,6 +69,7 @@ fn start(folder: &std::path::Path) -> Start {
         stop: Default::default(),
         spent_seconds: 0.0,
         fast_dev_run: false,
+        lockstep: false,
     }
 }
 

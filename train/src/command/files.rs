@@ -76,7 +76,7 @@ fn find(start: &Start) -> Result<Option<(Checkpoint, Vec<String>)>> {
     match &start.restore {
         Restore::Nothing => Ok(None),
         Restore::Named(name) => named(&start.storage, name),
-        Restore::From { storage, checkpoint } => named(storage, checkpoint),
+        Restore::From { storage, checkpoint, .. } => named(storage, checkpoint),
         Restore::Newest => match recover::newest(store::open(&start.storage)?, Verify::Full) {
             Ok(found) => {
                 let damaged =

@@ -25,7 +25,8 @@ use crate::crew::{Crew, CrewEvent, Saying};
 use crate::environment::Environment;
 use crate::folder::RunFolder;
 use crate::handle::Order;
-use crate::wire::{Committed, Done, FromRank, RankReport, Restore, Start, StopReason};
+use crate::preflight::NOT_SHARED;
+use crate::wire::{Committed, Decision, Done, FromRank, RankReport, Restore, Start, StopReason};
 use crate::{Error, Result};
 
 /// The metric that says how long the run took so far, over all attempts.
@@ -51,6 +52,7 @@ pub(crate) struct Parts {
     pub(crate) crew: Box<dyn Crew>,
     pub(crate) callbacks: Vec<Box<dyn Callback>>,
     pub(crate) orders: mpsc::UnboundedReceiver<Order>,
+    pub(crate) lockstep: bool,
 }
 
 /// What is known of the attempt that is on.
@@ -218,6 +220,7 @@ impl Drive {
             stop: run.stop.clone(),
             spent_seconds: spent.as_secs_f64(),
             fast_dev_run: run.fast_dev_run,
+            lockstep: self.parts.lockstep,
         }
     }
 
@@ -235,7 +238,7 @@ impl Drive {
                 tokio::select! {
                     biased;
                     Some(order) = orders.recv() => {
-                        if !matches!(order, Order::Save) {
+                        if !matches!(order, Order::Save | Order::GoOn(_)) {
                             break (None, Some(order));
                         }
                     }
@@ -243,8 +246,8 @@ impl Drive {
                 }
             }
         };
-        let input = match (launched, order) {
-            (_, Some(order)) => order.into(),
+        let input = match (launched, order.and_then(Order::input)) {
+            (_, Some(input)) => input,
             (Some((_, Err(error))), _) => Input::Broken(error),
             (Some((Err(error), _)), _) => Input::Failed(Problem::new(ProblemKind::Fatal, error)),
             _ => Input::Placed,
@@ -303,7 +306,7 @@ impl Drive {
             }
         };
         match seen {
-            Seen::Order(Some(order)) => self.feed(order.into()).await,
+            Seen::Order(Some(order)) => self.order(order).await,
             Seen::Order(None) => self.orders_open = false,
             Seen::Stored(Ok(())) => self.acknowledge(),
             Seen::Stored(Err(error)) => self.feed(Input::Broken(error)).await,
@@ -316,6 +319,16 @@ impl Drive {
                     _ => self.feed(Input::Tick).await,
                 }
             }
+        }
+    }
+
+    async fn order(&mut self, order: Order) {
+        // Ranks count the reports of their attempt.
+        if let Order::GoOn(iteration) = order {
+            let report = iteration.saturating_sub(self.attempt.before);
+            self.parts.crew.decide(&Decision::GoOn(report));
+        } else if let Some(input) = order.input() {
+            self.feed(input).await;
         }
     }
 
@@ -448,7 +461,12 @@ impl Drive {
             Some(Some(iteration)) => iteration,
             // One that was found, not told: the reports know.
             Some(None) => self.iteration_at(step).await,
-            None => 0,
+            None => match &self.parts.restore {
+                Restore::From { checkpoint: taken, iteration, .. } if checkpoint.as_ref() == Some(taken) => {
+                    *iteration
+                }
+                _ => 0,
+            },
         };
         let event = RunEvent::Restored { checkpoint: checkpoint.as_deref(), step, damaged: &damaged };
         self.tell(&event);
@@ -468,9 +486,13 @@ impl Drive {
         reading.await.ok().and_then(Result::ok).unwrap_or(0)
     }
 
-    async fn committed(&mut self, committed: Committed) {
+    async fn committed(&mut self, mut committed: Committed) {
+        if committed.error.is_none() {
+            let iteration = self.iteration_of(&committed);
+            committed.metrics.insert(ITERATION, iteration as f64);
+        }
         self.tell(&RunEvent::Checkpoint(&committed));
-        let Committed { name, step, bytes, mut metrics, removed, error, .. } = committed;
+        let Committed { name, step, bytes, metrics, removed, error, .. } = committed;
         if let Some(error) = error {
             let (by, action) = ("checkpoint".into(), "save_failed".into());
             let decided = Decided { by, action, reason: error, data: serde_json::json!({ "step": step }) };
@@ -480,18 +502,24 @@ impl Drive {
             }
             return;
         }
-        // Reports before the one that came with an earlier checkpoint are asked for no more.
-        let Attempt { before, made, .. } = &mut self.attempt;
-        let last = made.iter().rev().find(|(reported, _)| *reported <= step).copied();
-        let iteration = *before + last.map_or(0, |(_, index)| index);
-        made.retain(|(_, index)| last.is_none_or(|(_, last)| *index >= last));
-        metrics.insert(ITERATION, iteration as f64);
         let generation = self.machine.ledger().generation;
         self.feed(Input::Committed(CheckpointCommitted { id: name, step, generation, bytes, metrics })).await;
         for id in removed {
             let reason = "retention".into();
             self.feed(Input::Deleted(CheckpointDeleted { id, reason })).await;
         }
+    }
+
+    /// How many reports of the run led to a checkpoint.
+    fn iteration_of(&mut self, committed: &Committed) -> u64 {
+        // Reports before the one that came with an earlier checkpoint are asked for no more.
+        let Attempt { before, made, .. } = &mut self.attempt;
+        let last = match committed.reports {
+            0 => made.iter().rev().find(|(step, _)| *step <= committed.step).map(|(_, index)| *index),
+            known => Some(known),
+        };
+        made.retain(|(_, index)| last.is_none_or(|last| *index >= last));
+        *before + last.unwrap_or(0)
     }
 
     async fn done(&mut self, rank: u32, done: Done) {
@@ -559,6 +587,8 @@ fn problem_of(failure: Failure) -> Problem {
     let kind = match &root.kind {
         CauseKind::Preempted => ProblemKind::Preemption,
         CauseKind::Exited { code: NOT_A_WORKER } => ProblemKind::Fatal,
+        // Wherever it is started again, the storage is the same.
+        CauseKind::Error if root.message.contains(NOT_SHARED) => ProblemKind::Fatal,
         _ => ProblemKind::Failure,
     };
     let log = failure.log_tail.clone();

@@ -150,7 +150,7 @@ impl World {
                 Action::Decide(Decision::Stop(_)) => {
                     assert_eq!(self.crew, Crew::Running);
                 }
-                Action::Decide(Decision::Save) => {}
+                Action::Decide(Decision::Save | Decision::GoOn(_)) => {}
             }
         }
         let FailureConfig { max_failures, max_preemptions, .. } = self.plan.failure;

@@ -49,6 +49,7 @@ impl Run {
             stop: StopConfig::default(),
             spent_seconds: 0.0,
             fast_dev_run: false,
+            lockstep: false,
         };
         Run { start, world, body: Arc::new(body), folder }
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use serde_json::Value;
 
-use super::{Ask, End, History, Sampler, Told, complete, random};
+use super::{Ask, End, History, Sampler, Suggestion, Told, complete, random};
 use crate::error::{Error, Result};
 use crate::space::{Point, Space};
 
@@ -58,21 +58,29 @@ impl Search {
 
     /// Asks for the next trial.
     pub fn ask(&mut self) -> Result<Trial> {
-        let ask = Ask { space: &self.space, history: &self.history, number: self.next, seed: self.seed };
-        let (point, note) = match self.queue.front() {
-            Some(known) => {
-                let rest = random::point(&ask);
-                let mut stream = ask.stream("enqueued");
-                let domain = |i: usize| &self.space.parameters()[i].domain;
-                let draw = |i, _: &Point| rest.get(i).unwrap_or_else(|| domain(i).raw(stream.unit()));
-                (complete(&self.space, known.clone(), draw), 0)
-            }
-            None => {
-                let suggestion = self.sampler.suggest(&ask)?;
-                self.space.check(&suggestion.point)?;
-                (suggestion.point, suggestion.note)
-            }
+        let suggestion = self.suggest(None)?;
+        self.begin(suggestion)
+    }
+
+    /// What the next trial should try, by what the sampler knows or by another view of it. Nothing begins by this.
+    pub fn suggest(&mut self, seen: Option<&History>) -> Result<Suggestion> {
+        let history = seen.unwrap_or(&self.history);
+        let ask = Ask { space: &self.space, history, number: self.next, seed: self.seed };
+        let Some(known) = self.queue.front() else {
+            let suggestion = self.sampler.suggest(&ask)?;
+            self.space.check(&suggestion.point)?;
+            return Ok(suggestion);
         };
+        let rest = random::point(&ask);
+        let mut stream = ask.stream("enqueued");
+        let domain = |i: usize| &self.space.parameters()[i].domain;
+        let draw = |i, _: &Point| rest.get(i).unwrap_or_else(|| domain(i).raw(stream.unit()));
+        Ok(Suggestion::new(complete(&self.space, known.clone(), draw)))
+    }
+
+    /// Begins the next trial with what was suggested for it, now or before a restart.
+    pub fn begin(&mut self, suggestion: Suggestion) -> Result<Trial> {
+        let Suggestion { point, note } = suggestion;
         let config = self.space.config(&point, self.base.as_ref())?;
         self.queue.pop_front();
         let number = self.next;
@@ -138,6 +146,27 @@ impl Search {
     /// Where it searches.
     pub fn space(&self) -> &Space {
         &self.space
+    }
+
+    /// Where it searches, for a trial that found more of it.
+    pub(crate) fn space_mut(&mut self) -> &mut Space {
+        &mut self.space
+    }
+
+    /// What a running trial turned out to try.
+    pub(crate) fn amend(&mut self, number: u64, point: Point) {
+        let note = self.history.running().get(&number).map_or(0, |running| running.note);
+        self.history.start(number, point, note);
+    }
+
+    /// Who suggests.
+    pub fn sampler(&self) -> &dyn Sampler {
+        &*self.sampler
+    }
+
+    /// How many trials were begun.
+    pub fn asked(&self) -> u64 {
+        self.next
     }
 }
 

@@ -48,6 +48,26 @@ pub trait SearchSpace {
     fn node() -> Node;
 }
 
+/// A type of this program that derives [`SearchSpace`], so that a tuner finds the space of a trainable's configuration. Made
+/// by the derive.
+pub struct Known {
+    /// The type's full name.
+    pub type_name: fn() -> &'static str,
+    /// Its tree.
+    pub node: fn() -> Node,
+}
+
+inventory::collect!(Known);
+
+impl Known {
+    /// The tree of the type of this name, if it is known.
+    #[must_use]
+    pub fn find(type_name: &str) -> Option<Node> {
+        let known = inventory::iter::<Known>.into_iter().find(|known| (known.type_name)() == type_name)?;
+        Some((known.node)())
+    }
+}
+
 impl SearchSpace for bool {
     fn node() -> Node {
         Node::Bool

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::normal;
+use crate::space::Node;
 
 /// Integers beyond this are not exact in an `f64`.
 const EXACT: f64 = 9_007_199_254_740_992.0;
@@ -142,6 +143,17 @@ impl Domain {
             Self::Int { low, high, step, .. } => Some((high.abs_diff(*low)) / step.unsigned_abs() + 1),
             Self::Grid(values) => Some(values.len() as u64),
             Self::Category(values) => Some(values.len() as u64),
+        }
+    }
+
+    /// The node that says the same.
+    pub(crate) fn node(&self) -> Node {
+        match self {
+            &Self::Float { low, high, log, step } => Node::Float { low, high, log, step: step.unwrap_or(0.0) },
+            &Self::Normal { mean, deviation } => Node::Normal { mean, deviation },
+            &Self::Int { low, high, log, step } => Node::Int { low, high, log, step },
+            Self::Grid(values) => Node::Grid(values.clone()),
+            Self::Category(values) => Node::Choice(values.clone()),
         }
     }
 

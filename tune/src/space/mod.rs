@@ -37,7 +37,7 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 
 pub use build::{Branches, Float, Group, Int, branches, choice, fixed, float, grid, group, int, normal};
-pub use derive::{Number, SearchSpace};
+pub use derive::{Known, Number, SearchSpace};
 pub use domain::Domain;
 pub use point::Point;
 pub use tree::{Fields, Node};

@@ -32,6 +32,15 @@ impl Space {
         Self { root: Node::Unit, parameters: vec![], open: true }
     }
 
+    /// Adds what a trial of another process, or of an earlier one, found.
+    pub(crate) fn extend(&mut self, name: &str, node: &Node) -> Result<()> {
+        let one = Space::new(Node::Struct(super::Fields(vec![(name.to_owned(), node.clone())])))?;
+        match one.parameters() {
+            [parameter] => self.discover(name, &parameter.domain).map(drop),
+            _ => Err(Error::space(name, "an open space is made of single parameters")),
+        }
+    }
+
     /// Adds a parameter to an open space, or finds it again.
     fn discover(&mut self, path: &str, domain: &Domain) -> Result<usize> {
         if let Some(index) = self.find(path) {
@@ -56,6 +65,8 @@ fn changed(path: &str, known: &Domain, asked: &Domain) -> Error {
 pub struct Asked {
     suggested: Vec<(String, Domain, f64)>,
     taken: Vec<(String, Domain, f64)>,
+    /// Values that were chosen before, whatever they are asked as.
+    given: Value,
     seed: u64,
     number: u64,
 }
@@ -70,7 +81,12 @@ impl Asked {
                 (path.clone(), domain.clone(), raw)
             })
             .collect();
-        Self { suggested, taken: vec![], seed, number }
+        Self { suggested, taken: vec![], given: Value::Null, seed, number }
+    }
+
+    /// A trial that is to get the values of this configuration where it asks for them.
+    pub(crate) fn given(config: &Value, seed: u64, number: u64) -> Self {
+        Self { suggested: vec![], taken: vec![], given: config.clone(), seed, number }
     }
 
     /// Asks for a real number.
@@ -95,6 +111,11 @@ impl Asked {
         Ok(values[self.value(name, domain)? as usize].clone())
     }
 
+    /// What the trial asked for and got, by name.
+    pub(crate) fn taken(&self) -> impl Iterator<Item = (&str, Node, Value)> {
+        self.taken.iter().map(|(name, domain, raw)| (name.as_str(), domain.node(), domain.json(*raw)))
+    }
+
     /// The trial's point, after everything it asked for became part of the space.
     pub fn finish(self, space: &mut Space) -> Result<Point> {
         let mut point = Point::default();
@@ -112,7 +133,10 @@ impl Asked {
         let raw = match self.suggested.iter().find(|(n, ..)| n == name) {
             Some((_, known, _)) if *known != domain => return Err(changed(name, known, &domain)),
             Some((.., raw)) => *raw,
-            None => domain.raw(Stream::new(self.seed, self.number, name).unit()),
+            None => {
+                let given = self.given.get(name).and_then(|value| domain.parse(name, value).ok());
+                given.unwrap_or_else(|| domain.raw(Stream::new(self.seed, self.number, name).unit()))
+            }
         };
         self.taken.push((name.into(), domain, raw));
         Ok(raw)

@@ -2,6 +2,8 @@
 
 mod state;
 
+use serde::{Deserialize, Serialize};
+
 use super::history::Seen;
 use super::{Ask, End, History, Sampler, Suggestion, Told, Tpe};
 use crate::error::{Error, Result};
@@ -9,7 +11,7 @@ use crate::space::Space;
 use state::{Axis, Run, State};
 
 /// What happens when a run has converged.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Restart {
     /// It goes on as it is.
     Never,
@@ -22,12 +24,15 @@ pub enum Restart {
 
 /// The covariance matrix adaptation evolution strategy: active, with margin for integers and steps. It moves the numbers
 /// that every trial has; categories and what is below branches are left to [`Tpe`].
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct CmaEs {
     restart: Restart,
     population: Option<usize>,
     warm: bool,
+    #[serde(skip)]
     rest: Tpe,
+    #[serde(skip)]
     cache: Option<Cache>,
 }
 

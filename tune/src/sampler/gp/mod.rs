@@ -9,6 +9,7 @@ mod table;
 use std::collections::BTreeMap;
 
 use faer::{Mat, Side};
+use serde::{Deserialize, Serialize};
 
 use super::{Ask, End, Sampler, Suggestion, Told, random};
 use crate::error::Result;
@@ -27,10 +28,12 @@ const IMAGINED: usize = 64;
 /// Gaussian-process optimisation: Matern 5/2 with a length scale for each parameter, fitted anew for every suggestion,
 /// and the logarithm of the expected improvement. Categories, integers, branches, constraints and running trials are
 /// modelled; of several objectives it minimises a sum with weights that each trial draws (ParEGO).
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Gp {
     startup: usize,
     spread: usize,
+    #[serde(skip)]
     fits: BTreeMap<Rung, Hyper>,
 }
 

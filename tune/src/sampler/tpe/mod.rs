@@ -10,6 +10,8 @@ mod parzen;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
+
 use super::history::Seen;
 use super::{Ask, History, Sampler, Suggestion, Told, complete, random};
 use crate::error::Result;
@@ -20,11 +22,13 @@ use order::Order;
 use parzen::{Axis, Parzen};
 
 /// Tree-structured Parzen estimation.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Tpe {
     startup: usize,
     candidates: usize,
     joint: Option<bool>,
+    #[serde(skip)]
     cache: Option<Cache>,
 }
 
