@@ -31,7 +31,7 @@ fn study(place: &Place, name: &str, created: i64) {
         let (lr, seed) = (if trial % 2 == 0 { 0.1 } else { 0.2 }, trial / 2);
         let config = json!({ "lr": lr, "seed": seed % 3, "x": 0.5, "optim": { "name": "sgd" } });
         let second = i64::from(trial) * 10;
-        put(second, Draft::new(TrialCreated { config }).trial(trial));
+        put(second, Draft::new(TrialCreated { config, ..Default::default() }).trial(trial));
         for step in 1..=4 {
             let loss = 10.0 * lr + f64::from(seed) + if step == 3 { -0.5 } else { 4.0 - step as f64 };
             let metrics = Metrics::from([("loss", loss), ("acc", 0.5)]);
@@ -184,7 +184,7 @@ fn a_study_without_reports_is_shown() {
     let store = Store::create(&folder, StoreConfig::default()).unwrap();
     store.append(RunCreated { experiment: "sums".into(), name: "new".into() }).unwrap().detach();
     store.append(StudyConfigured::default()).unwrap().detach();
-    store.append(Draft::new(TrialCreated { config: json!({ "lr": 1 }) }).trial(0)).unwrap().detach();
+    store.append(Draft::new(TrialCreated { config: json!({ "lr": 1 }), ..Default::default() }).trial(0)).unwrap().detach();
     store.flush(Duration::from_secs(30)).unwrap();
     let shown = place.run(&["show", "new"]).code(0).out;
     assert!(shown.contains("1 trials: 1 pending") && shown.contains("no trial has a value yet"), "{shown}");

@@ -53,7 +53,7 @@ impl Study {
     }
 
     fn create(&mut self, trial: u32, config: Value) {
-        self.put(Draft::new(TrialCreated { config }).trial(trial));
+        self.put(Draft::new(TrialCreated { config, ..Default::default() }).trial(trial));
     }
 
     fn report(&mut self, trial: u32, step: u64, metrics: impl Into<Metrics>) {

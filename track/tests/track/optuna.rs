@@ -125,6 +125,10 @@ fn drain(store: &Store, folder: &Path) {
     Sinks::start(store, sinks, SinkConfig::default()).unwrap().finish(LONG).unwrap();
 }
 
+fn created(config: Value) -> TrialCreated {
+    TrialCreated { config, ..TrialCreated::default() }
+}
+
 fn sgd(lr: f64) -> Value {
     let optim = json!({ "sgd": { "momentum": 0.5 } });
     json!({ "lr": lr, "drop": 0.5, "layers": 4, "optim": optim, "shape": [3], "batch": 32, "epochs": 7 })
@@ -140,8 +144,8 @@ fn optuna_agrees_on_every_trial() {
     let store = new_store(dir.path());
     begun(&store, &[("acc", true)]);
     let mut trials = Trials { store: &store, at: 1_795_244_400_000_000 };
-    trials.put(0, TrialCreated { config: sgd(0.01) });
-    trials.put(1, TrialCreated { config: adam(0.02) });
+    trials.put(0, created(sgd(0.01)));
+    trials.put(1, created(adam(0.02)));
     trials.report(0, 1, [("acc", 0.5), ("loss", 3.0)]);
     trials.report(1, 1, [("acc", f64::NAN)]);
     trials.report(1, 2, [("acc", f64::NEG_INFINITY)]);
@@ -158,21 +162,21 @@ fn optuna_agrees_on_every_trial() {
     trials.finish(0, Outcome::Completed, None);
     trials.finish(1, Outcome::Stopped, None);
     // A clone takes over what another had; a failure says why; who has no number has failed, as Optuna sees it.
-    trials.put(2, TrialCreated { config: adam(0.04) });
+    trials.put(2, created(adam(0.04)));
     trials.put(2, TrialCloned { from: 0, checkpoint: None, config: sgd(0.05) });
     trials.report(2, 4, [("acc", 0.9)]);
     trials.finish(2, Outcome::Completed, None);
-    trials.put(3, TrialCreated { config: adam(0.03) });
+    trials.put(3, created(adam(0.03)));
     trials.finish(3, Outcome::Failed, Some("out of \"memory\"\n"));
-    trials.put(4, TrialCreated { config: adam(0.03) });
+    trials.put(4, created(adam(0.03)));
     trials.report(4, 1, [("acc", f64::NAN)]);
     trials.finish(4, Outcome::Completed, None);
     // Interrupted trials go on later; one without any configuration gets it as it asks for it.
-    trials.put(5, TrialCreated { config: Value::Null });
+    trials.put(5, created(Value::Null));
     trials.put(5, TrialConfigured { config: json!({ "lr": 0.05, "optim.sgd.momentum": 0.25 }) });
     trials.finish(5, Outcome::Interrupted, None);
     // A number that the study left out.
-    trials.put(7, TrialCreated { config: adam(0.06) });
+    trials.put(7, created(adam(0.06)));
     drain(&store, dir.path());
 
     let Some(seen) = optuna(dir.path()) else { return };
@@ -226,7 +230,7 @@ fn optuna_sees_several_objectives() {
     begun(&store, &[("loss", false), ("speed", true)]);
     let mut trials = Trials { store: &store, at: 0 };
     for (trial, loss, speed) in [(0, 1.0, 5.0), (1, 2.0, 4.0), (2, 2.0, 9.0)] {
-        trials.put(trial, TrialCreated { config: adam(0.01) });
+        trials.put(trial, created(adam(0.01)));
         trials.report(trial, 1, [("loss", loss)]);
         trials.report(trial, 1, [("speed", speed)]);
         trials.finish(trial, if trial == 1 { Outcome::Stopped } else { Outcome::Completed }, None);
@@ -246,7 +250,7 @@ fn whatever_a_crash_leaves_the_journal_ends_as_if_there_had_been_none() {
     begun(&store, &[("acc", true)]);
     let mut trials = Trials { store: &store, at: 0 };
     for trial in 0..6 {
-        trials.put(trial, TrialCreated { config: if trial % 2 == 0 { sgd(0.01) } else { adam(0.02) } });
+        trials.put(trial, created(if trial % 2 == 0 { sgd(0.01) } else { adam(0.02) }));
         trials.report(trial, 1, [("acc", 0.1 * f64::from(trial))]);
         trials.put(trial, TrialCloned { from: 0, checkpoint: None, config: sgd(0.03) });
         trials.finish(trial, Outcome::Failed, Some("no"));

@@ -234,7 +234,7 @@ fn events_are_found_by_kind_and_trial() {
     let store = new_store(dir.path());
     for trial in 0..3 {
         let config = serde_json::json!({"lr": f64::from(trial)});
-        store.append(Draft::new(TrialCreated { config }).trial(trial)).unwrap().detach();
+        store.append(Draft::new(TrialCreated { config, ..Default::default() }).trial(trial)).unwrap().detach();
         let stop = Decision { by: "asha".into(), action: "stop".into(), ..Decision::default() };
         store.append(Draft::new(stop).trial(trial)).unwrap().detach();
         store.append(report(1, 1.0).trial(trial)).unwrap().detach();

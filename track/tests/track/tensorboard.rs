@@ -110,7 +110,7 @@ fn tensorboard_sees_each_trial_as_a_session() {
     begin(&store);
     for trial in 0..3 {
         let config = serde_json::json!({"lr": 0.1 * f64::from(trial + 1), "layers": [1, 2], "none": null});
-        store.append(Draft::new(TrialCreated { config }).trial(trial)).unwrap().detach();
+        store.append(Draft::new(TrialCreated { config, ..Default::default() }).trial(trial)).unwrap().detach();
         let metrics = Metrics::from([("acc", 0.25), ("nan", f64::NAN)]);
         for step in 1..=3 {
             let body = Report { step, metrics: metrics.clone() };
@@ -189,7 +189,7 @@ fn the_hparams_tab_has_a_column_a_parameter_and_a_row_a_trial() {
     for trial in 0..3 {
         let optim = if trial == 1 { "adam".into() } else { serde_json::json!({"sgd": {"momentum": 0.5}}) };
         let config = serde_json::json!({"lr": 0.25 / f64::from(trial + 1), "optim": optim});
-        store.append(Draft::new(TrialCreated { config }).trial(trial)).unwrap().detach();
+        store.append(Draft::new(TrialCreated { config, ..Default::default() }).trial(trial)).unwrap().detach();
         for step in 1..=2 {
             let metrics =
                 Metrics::from([("acc", 0.25 * f64::from(trial) + 0.0625 * step as f64), ("loss", 1.0)]);
