@@ -43,8 +43,14 @@ pub(crate) enum Command {
     Launch(Launch),
     /// List runs
     Ls(Ls),
-    /// Show a run: metrics, checkpoints, attempts, why it failed
+    /// Show a run (metrics, checkpoints, attempts, why it failed), a study (its trials, the best first) or a trial
     Show(Show),
+    /// Compare runs, and trials of studies: best and last, over seeds, and how far behind the best
+    Compare(Compare),
+    /// Show how two runs, trials or studies differ: configuration, environment, git
+    Diff(Diff),
+    /// Write a study's trials to a file for other programs, and plots of it
+    Export(Export),
     /// Print what a run's ranks wrote
     Logs(Logs),
     /// Look at checkpoints, check them, export them and clean up
@@ -249,8 +255,86 @@ pub(crate) struct Ls {
 
 #[derive(Debug, Args)]
 pub(crate) struct Show {
-    /// The run: its name, the beginning of it, or its folder
+    /// The run or study: its name, the beginning of it, or its folder; or a trial: STUDY/7
     pub(crate) run: String,
+    /// How many of a study's trials; 0 is all
+    #[arg(long, short = 'n', default_value_t = 20)]
+    pub(crate) trials: usize,
+    #[command(flatten)]
+    pub(crate) judge: Judge,
+    /// Where runs lie
+    #[arg(long, default_value = ROOT)]
+    pub(crate) root: PathBuf,
+}
+
+/// By what trials and runs are judged.
+#[derive(Debug, Args)]
+pub(crate) struct Judge {
+    /// The metric; a study's own otherwise
+    #[arg(long)]
+    pub(crate) metric: Option<String>,
+    /// Which way it gets better
+    #[arg(long, value_enum)]
+    pub(crate) mode: Option<Better>,
+    /// Which of its values counts: last, best, average or last-5
+    #[arg(long, value_parser = crate::judge::scope)]
+    pub(crate) by: Option<regatta_tune::results::Scope>,
+}
+
+/// Which way a metric gets better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Better {
+    /// Less is better
+    Min,
+    /// More is better
+    Max,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Compare {
+    /// Runs, studies (their best trials) and trials: STUDY/7, or numbers after their study
+    #[arg(required = true)]
+    pub(crate) what: Vec<String>,
+    #[command(flatten)]
+    pub(crate) judge: Judge,
+    /// How many trials of each study; 0 is all
+    #[arg(long, default_value_t = 10)]
+    pub(crate) top: usize,
+    /// The part of the configuration that is the seed
+    #[arg(long, default_value = "seed")]
+    pub(crate) seed: String,
+    /// Where runs lie
+    #[arg(long, default_value = ROOT)]
+    pub(crate) root: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Diff {
+    /// Two runs, studies or trials: STUDY/7, or numbers after their study
+    #[arg(required = true)]
+    pub(crate) what: Vec<String>,
+    /// Where runs lie
+    #[arg(long, default_value = ROOT)]
+    pub(crate) root: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Export {
+    /// The study
+    pub(crate) study: String,
+    /// The file, whose ending tells its format; standard output otherwise
+    pub(crate) file: Option<PathBuf>,
+    /// As comma-separated values
+    #[arg(long, conflicts_with_all = ["parquet", "json"])]
+    pub(crate) csv: bool,
+    /// As Parquet
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) parquet: bool,
+    /// Write plots (SVG) into this folder
+    #[arg(long)]
+    pub(crate) plots: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) judge: Judge,
     /// Where runs lie
     #[arg(long, default_value = ROOT)]
     pub(crate) root: PathBuf,

@@ -12,10 +12,14 @@
 //! ```
 
 mod args;
+mod compare;
 mod configure;
+mod diff;
 mod drive;
 mod environment;
+mod export;
 mod jobs;
+mod judge;
 mod launch;
 mod logs;
 mod out;
@@ -25,11 +29,13 @@ mod progress;
 mod runs;
 mod settings;
 mod signals;
+mod study;
 mod submit;
 mod sweep;
 mod term;
 mod train;
 mod tune;
+mod which;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -87,6 +93,9 @@ fn obey(cli: Cli, program: &str) -> Outcome {
         Command::Launch(args) => launch::run(&args),
         Command::Ls(args) => runs::ls(&args, json),
         Command::Show(args) => runs::show(&args, json),
+        Command::Compare(args) => compare::run(&args, json),
+        Command::Diff(args) => diff::run(&args, json),
+        Command::Export(args) => export::run(&args, json),
         Command::Logs(args) => logs::run(&args, json),
         Command::Ckpt(command) => checkpoints(command, json),
         Command::Config(command) => configure::run(&command, json),
@@ -107,7 +116,7 @@ fn checkpoints(mut command: regatta_checkpoint::cli::Command, json: bool) -> Out
         C::Show(which) | C::Export { which, .. } => &mut which.run,
     };
     if !named.contains("://") && !Path::new(named.as_str()).exists() {
-        *named = runs::find(named, Path::new(runs::ROOT))?.folder.to_string_lossy().into_owned();
+        *named = which::run(named, Path::new(runs::ROOT))?.folder.to_string_lossy().into_owned();
     }
     let args = cli::Args { command, json };
     let mut text = Vec::new();

@@ -13,7 +13,7 @@ use crate::args::Logs;
 use crate::jobs;
 use crate::out;
 use crate::problem::{Outcome, Problem};
-use crate::runs;
+use crate::{runs, which};
 
 /// How often files are looked at again.
 const LOOK: Duration = Duration::from_millis(200);
@@ -61,7 +61,7 @@ fn numbered(folder: &Path, prefix: &str, suffix: &str) -> BTreeMap<u32, PathBuf>
 
 /// `regatta logs RUN [RANK] [-f]`.
 pub(crate) fn run(args: &Logs, json: bool) -> Outcome {
-    let found = match (runs::find(&args.run, &args.root), jobs::find(&args.run, &args.root)) {
+    let found = match (which::run(&args.run, &args.root), jobs::find(&args.run, &args.root)) {
         (Ok(found), _) => found,
         // Of a job there is what its driver wrote, before there is a run and where its folder is elsewhere.
         (Err(_), Ok(job)) => return jobs::driver_log(&job, args.follow),

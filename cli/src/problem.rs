@@ -72,6 +72,22 @@ impl From<regatta_track::Error> for Problem {
     }
 }
 
+impl From<regatta_tune::Error> for Problem {
+    fn from(error: regatta_tune::Error) -> Self {
+        use regatta_tune::Error as E;
+        match error {
+            E::Train(error) => error.into(),
+            E::Track(error) => error.into(),
+            E::Space { .. }
+            | E::Config { .. }
+            | E::Setting(_)
+            | E::StudyExists { .. }
+            | E::ChangedSpace { .. } => Problem::usage(chain(&error)),
+            other => Problem::failed(chain(&other)),
+        }
+    }
+}
+
 impl From<regatta_cluster::Error> for Problem {
     fn from(error: regatta_cluster::Error) -> Self {
         regatta_train::Error::from(error).into()

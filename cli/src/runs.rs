@@ -10,7 +10,9 @@ use serde_json::{Value, json};
 use crate::args::{Ls, Show};
 use crate::out::{self, table};
 use crate::problem::{Outcome, Problem, advice};
+use crate::study;
 use crate::term::{bytes, duration, figure};
+use crate::which::{self, Subject};
 
 /// Where runs lie unless told otherwise.
 pub(crate) const ROOT: &str = "runs";
@@ -103,12 +105,12 @@ pub(crate) fn status(run: &Run, folder: &Path) -> &'static str {
     }
 }
 
-fn seconds(run: &Run) -> f64 {
+pub(crate) fn seconds(run: &Run) -> f64 {
     let end = run.ended.unwrap_or_else(Timestamp::now);
     (end.seconds() - run.created.seconds()).max(0.0)
 }
 
-fn number(value: f64) -> Value {
+pub(crate) fn number(value: f64) -> Value {
     if value.is_finite() { json!(value) } else { json!(value.to_string()) }
 }
 
@@ -175,9 +177,18 @@ pub(crate) fn ls(args: &Ls, json: bool) -> Outcome {
     }
 }
 
-/// `regatta show RUN`.
+/// `regatta show RUN`, or a study, or a trial.
 pub(crate) fn show(args: &Show, json: bool) -> Outcome {
-    let found = find(&args.run, &args.root)?;
+    let found = match which::one(&args.run, &args.root)? {
+        Subject::Run(found) => found,
+        Subject::Study(found) => return study::show(&found, args, json),
+        Subject::Trial(of, number) => {
+            match which::run(&format!("{}/{number}", of.folder.display()), &args.root) {
+                Ok(own) => own,
+                Err(_) => return study::show_trial(&of, number, args, json),
+            }
+        }
+    };
     let mut reader = Reader::open(&found.folder)?;
     let snapshot = reader.snapshot()?;
     let run = snapshot.run()?.unwrap_or_default();

@@ -163,19 +163,3 @@ fn told(ending: Ending, grid: &ResultGrid) -> Value {
         "best": best,
     })
 }
-
-impl From<regatta_tune::Error> for Problem {
-    fn from(error: regatta_tune::Error) -> Self {
-        use regatta_tune::Error as E;
-        match error {
-            E::Train(error) => error.into(),
-            E::Track(error) => error.into(),
-            E::Space { .. }
-            | E::Config { .. }
-            | E::Setting(_)
-            | E::StudyExists { .. }
-            | E::ChangedSpace { .. } => Problem::usage(crate::problem::chain(&error)),
-            other => Problem::failed(crate::problem::chain(&other)),
-        }
-    }
-}

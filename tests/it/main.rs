@@ -6,6 +6,7 @@ mod input;
 mod jobs;
 mod launch;
 mod remote;
+mod results;
 mod runs;
 mod support;
 mod tune;

@@ -89,13 +89,14 @@ impl Parameter {
     pub fn value<'a>(&self, config: &'a Value) -> Option<std::borrow::Cow<'a, Value>> {
         use std::borrow::Cow;
         let found = at(config, &self.path)?;
-        match (found, &self.domain) {
-            (Value::Object(branch), Domain::Category(names)) if branch.len() == 1 => {
-                let name = Value::from(branch.keys().next().map(String::as_str));
-                names.contains(&name).then_some(Cow::Owned(name))
-            }
-            _ => Some(Cow::Borrowed(found)),
+        if let (Value::Object(branch), Domain::Category(names)) = (found, &self.domain)
+            && branch.len() == 1
+            && let Some(name) = branch.keys().next().map(|name| Value::from(name.as_str()))
+            && names.contains(&name)
+        {
+            return Some(Cow::Owned(name));
         }
+        Some(Cow::Borrowed(found))
     }
 
     /// The same as one number: a number itself, an alternative's or a grid value's index.

@@ -55,7 +55,7 @@ fn event() -> BoxedStrategy<Event> {
             id, step, metrics, ..CheckpointCommitted::default() }.into()),
         1 => id().prop_map(|id| CheckpointDeleted { id, reason: "old".into() }.into()),
         1 => Just(Decision { by: "asha".into(), ..Decision::default() }.into()),
-        1 => config().prop_map(|config| TrialCreated { config, ..TrialCreated::default() }.into()),
+        1 => config().prop_map(|config| TrialCreated { config, ..Default::default() }.into()),
         1 => config().prop_map(|config| TrialConfigured { config }.into()),
         1 => any::<bool>().prop_map(|some| TrialPaused { checkpoint: some.then(|| "c".into()) }.into()),
         1 => Just(TrialResumed {}.into()),

@@ -4,10 +4,12 @@ mod copy;
 mod crash;
 mod damage;
 mod fold;
+mod optuna;
 mod sinks;
 mod store;
 mod tensorboard;
 
+use std::process::Command;
 use std::time::Duration;
 
 use regatta_track::event::{AttemptStarted, Report, RunConfigured, RunCreated};
@@ -41,4 +43,19 @@ fn assert_sound(folder: &std::path::Path) -> u64 {
     let verdict = verify(folder);
     assert!(verdict.sound(), "{:#?}", verdict.faults);
     verdict.events
+}
+
+/// What a Python program with this module prints of a path, as JSON; `None`, and why, where there is no such module. Python
+/// is the one in REGATTA_PYTHON, or python3.
+fn python(module: &str, program: &str, path: &std::path::Path) -> Option<serde_json::Value> {
+    let python = std::env::var("REGATTA_PYTHON").unwrap_or_else(|_| "python3".into());
+    let has = Command::new(&python).args(["-c", &format!("import {module}")]).output();
+    if !has.is_ok_and(|o| o.status.success()) {
+        eprintln!("skipped: {python} has no {module} (pip install {module}, or set REGATTA_PYTHON)");
+        return None;
+    }
+    let read = Command::new(&python).args(["-c", program]).arg(path).output().expect("python starts");
+    let (out, err) = (String::from_utf8_lossy(&read.stdout), String::from_utf8_lossy(&read.stderr));
+    assert!(read.status.success(), "{err}");
+    Some(serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}")))
 }

@@ -295,7 +295,7 @@ fn the_console_shows_what_a_person_wants_to_know() {
     begin(&store);
     store.append(with_metrics(1450, [("loss", 0.093_123), ("lr", 3e-5), ("n", 12.0)])).unwrap().detach();
     let config = serde_json::json!({"lr": 0.1});
-    store.append(Draft::new(TrialCreated { config, ..TrialCreated::default() }).trial(7)).unwrap().detach();
+    store.append(Draft::new(TrialCreated { config, ..Default::default() }).trial(7)).unwrap().detach();
     let cause = regatta_track::event::Cause {
         rank: Some(1),
         ..regatta_track::event::Cause::new("loss is NaN\nat all")

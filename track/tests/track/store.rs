@@ -235,7 +235,7 @@ fn events_are_found_by_kind_and_trial() {
     for trial in 0..3 {
         let config = serde_json::json!({"lr": f64::from(trial)});
         store
-            .append(Draft::new(TrialCreated { config, ..TrialCreated::default() }).trial(trial))
+            .append(Draft::new(TrialCreated { config, ..Default::default() }).trial(trial))
             .unwrap()
             .detach();
         let stop = Decision { by: "asha".into(), action: "stop".into(), ..Decision::default() };

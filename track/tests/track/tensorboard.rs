@@ -3,13 +3,12 @@
 //! It is taken from the Python in REGATTA_PYTHON, or python3; where that has none the test says so and is skipped.
 
 use std::path::Path;
-use std::process::Command;
 
 use regatta_track::event::{Outcome, Report, RunFinished, TrialCreated, TrialFinished};
 use regatta_track::sink::{Sink, SinkConfig, Sinks, TensorBoard};
 use regatta_track::{Draft, Metrics, Store, StoreConfig};
 
-use crate::{LONG, begin, new_store, report};
+use crate::{LONG, begin, new_store, python, report};
 
 const READ: &str = r#"
 import json, os, sys
@@ -34,6 +33,9 @@ def read(folder):
             start = data.session_start_info
             hparams["group"] = start.group_name
             hparams["values"] = {k: getattr(v, v.WhichOneof("kind")) for k, v in start.hparams.items()}
+        if data.HasField("experiment"):
+            hparams["columns"] = [[i.name, i.type] for i in data.experiment.hparam_infos]
+            hparams["metrics"] = [i.name.tag for i in data.experiment.metric_infos]
         if data.HasField("session_end_info"):
             hparams["status"] = data.session_end_info.status
     return {"scalars": scalars, "hparams": hparams}
@@ -48,16 +50,7 @@ print(json.dumps(out))
 
 /// What TensorBoard makes of a folder, or `None` where there is no TensorBoard.
 fn tensorboard(folder: &Path) -> Option<serde_json::Value> {
-    let python = std::env::var("REGATTA_PYTHON").unwrap_or_else(|_| "python3".into());
-    let has = Command::new(&python).args(["-c", "import tensorboard"]).output();
-    if !has.is_ok_and(|o| o.status.success()) {
-        eprintln!("skipped: {python} has no tensorboard (pip install tensorboard, or set REGATTA_PYTHON)");
-        return None;
-    }
-    let read = Command::new(&python).args(["-c", READ]).arg(folder).output().unwrap();
-    let (out, err) = (String::from_utf8_lossy(&read.stdout), String::from_utf8_lossy(&read.stderr));
-    assert!(read.status.success(), "{err}");
-    Some(serde_json::from_str(&out).unwrap())
+    python("tensorboard", READ, folder)
 }
 
 fn drain(store: &Store, folder: &Path) {
@@ -107,7 +100,7 @@ fn tensorboard_reads_scalars_hparams_and_a_resume_without_zigzag() {
     assert_eq!(hparams["values"]["lr"], 0.1);
     assert_eq!(hparams["values"]["model.name"], "mlp");
     assert_eq!(hparams["values"]["model.wide"], true);
-    assert_eq!(hparams["status"], 1);
+    assert_eq!((&hparams["status"], &hparams["group"]), (&1.into(), &"brisk".into()));
 }
 
 #[test]
@@ -118,7 +111,7 @@ fn tensorboard_sees_each_trial_as_a_session() {
     for trial in 0..3 {
         let config = serde_json::json!({"lr": 0.1 * f64::from(trial + 1), "layers": [1, 2], "none": null});
         store
-            .append(Draft::new(TrialCreated { config, ..TrialCreated::default() }).trial(trial))
+            .append(Draft::new(TrialCreated { config, ..Default::default() }).trial(trial))
             .unwrap()
             .detach();
         let metrics = Metrics::from([("acc", 0.25), ("nan", f64::NAN)]);
@@ -143,5 +136,86 @@ fn tensorboard_sees_each_trial_as_a_session() {
         assert_eq!(trial["hparams"]["group"], format!("trial_{name}"));
         assert_eq!(trial["hparams"]["status"], status);
         assert_eq!(trial["hparams"]["values"]["layers"], "[1,2]");
+    }
+}
+
+/// What the HParams tab itself asks for: its columns, and a row a trial.
+const TAB: &str = r#"
+import json, sys
+from google.protobuf import json_format
+from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins import base_plugin
+from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment, list_session_groups
+
+multiplexer = plugin_event_multiplexer.EventMultiplexer()
+multiplexer.AddRunsFromDirectory(sys.argv[1])
+multiplexer.Reload()
+provider = data_provider.MultiplexerDataProvider(multiplexer, sys.argv[1])
+context = backend_context.Context(base_plugin.TBContext(data_provider=provider))
+ctx = RequestContext()
+experiment = get_experiment.Handler(ctx, context, "x").run()
+request = api_pb2.ListSessionGroupsRequest(
+    start_index=0, slice_size=100,
+    allowed_statuses=[api_pb2.STATUS_SUCCESS, api_pb2.STATUS_FAILURE, api_pb2.STATUS_RUNNING, api_pb2.STATUS_UNKNOWN],
+    col_params=[api_pb2.ColParams(metric=m.name) for m in experiment.metric_infos],
+    aggregation_type=api_pb2.AGGREGATION_AVG)
+groups = list_session_groups.Handler(ctx, context, "x", request).run().session_groups
+plain = json_format.MessageToDict
+print(json.dumps({
+    "columns": [[i.name, plain(i).get("domainDiscrete") or plain(i).get("domainInterval")] for i in experiment.hparam_infos],
+    "metrics": [m.name.tag for m in experiment.metric_infos],
+    "rows": [{
+        "name": g.name, "hparams": {k: plain(v) for k, v in g.hparams.items()},
+        "metrics": {m.name.tag: m.value for m in g.metric_values},
+    } for g in sorted(groups, key=lambda g: g.name)],
+}))
+"#;
+
+#[test]
+fn the_hparams_tab_has_a_column_a_parameter_and_a_row_a_trial() {
+    use regatta_track::event::{Domain, Objective, Parameter, RunCreated, StudyConfigured};
+    let dir = tempfile::tempdir().unwrap();
+    let store = new_store(dir.path());
+    store.append(RunCreated { experiment: "mnist".into(), name: "sweep".into() }).unwrap().detach();
+    let parameter = |path: &str, domain| Parameter { path: path.into(), domain, parent: None };
+    let names = ["adam", "sgd"].map(serde_json::Value::from).to_vec();
+    let study = StudyConfigured {
+        objectives: vec![Objective { metric: "acc".into(), maximize: true }],
+        parameters: vec![
+            parameter("lr", Domain::Float { low: 1e-4, high: 0.5, log: true, step: None }),
+            parameter("optim", Domain::Category(names)),
+        ],
+        plan: serde_json::Value::Null,
+    };
+    store.append(study).unwrap().detach();
+    for trial in 0..3 {
+        let optim = if trial == 1 { "adam".into() } else { serde_json::json!({"sgd": {"momentum": 0.5}}) };
+        let config = serde_json::json!({"lr": 0.25 / f64::from(trial + 1), "optim": optim});
+        store
+            .append(Draft::new(TrialCreated { config, ..Default::default() }).trial(trial))
+            .unwrap()
+            .detach();
+        for step in 1..=2 {
+            let metrics =
+                Metrics::from([("acc", 0.25 * f64::from(trial) + 0.0625 * step as f64), ("loss", 1.0)]);
+            store.append(Draft::new(Report { step, metrics }).rank(0).trial(trial)).unwrap().detach();
+        }
+        let end = TrialFinished { outcome: Outcome::Completed, cause: None };
+        store.append(Draft::new(end).trial(trial)).unwrap().detach();
+    }
+    drain(&store, dir.path());
+    let Some(seen) = python("tensorboard", TAB, dir.path()) else { return };
+    let interval = serde_json::json!({"minValue": 1e-4, "maxValue": 0.5});
+    assert_eq!(seen["columns"], serde_json::json!([["lr", interval], ["optim", ["adam", "sgd"]]]));
+    assert_eq!(seen["metrics"], serde_json::json!(["acc"]));
+    for (trial, optim) in ["sgd", "adam", "sgd"].into_iter().enumerate() {
+        let row = &seen["rows"][trial];
+        assert_eq!(row["name"], format!("trial_0000{trial}"));
+        assert_eq!(
+            (&row["hparams"]["lr"], &row["hparams"]["optim"]),
+            (&(0.25 / (trial + 1) as f64).into(), &optim.into())
+        );
+        assert_eq!(row["metrics"]["acc"], 0.25 * trial as f64 + 0.125);
     }
 }

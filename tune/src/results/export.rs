@@ -16,7 +16,7 @@ pub struct Table {
     pub rows: Vec<Vec<Value>>,
 }
 
-/// One row a trial, the best first and those without a value for the metric at the end: its number, state, steps, the
+/// One row a trial, the best first, and at the end those that failed or have no value for the metric: its number, state, steps, the
 /// metric's value in this scope and its best and last, the last of every other metric, `config/` columns, and its error.
 #[must_use]
 pub fn table(trials: &[History], metric: &str, direction: Direction, scope: Scope) -> Table {
@@ -29,7 +29,8 @@ pub fn table(trials: &[History], metric: &str, direction: Direction, scope: Scop
     columns.extend(config.iter().map(|path| format!("config/{path}")));
     columns.push("error".to_owned());
 
-    let order = ranked(trials, metric, direction, scope);
+    let sound = trials.iter().filter(|trial| trial.error.is_none());
+    let order = ranked(sound, metric, direction, scope);
     let known: BTreeSet<u32> = order.iter().map(|(trial, _)| trial.number).collect();
     let rest = trials.iter().filter(|trial| !known.contains(&trial.number));
     let row = |trial: &History| {

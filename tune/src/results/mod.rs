@@ -25,9 +25,11 @@ use regatta_track::event::Cause;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::error::{Error, Result};
+
 pub use export::{Table, table};
 pub use grid::{Best, Objective, ResultGrid};
-pub use read::recorded;
+pub use read::{flat, recorded};
 pub use seeds::{Group, over_seeds};
 pub use spark::sparkline;
 
@@ -125,6 +127,13 @@ impl History {
     #[must_use]
     pub fn new(number: u32) -> Self {
         History { number, ..History::default() }
+    }
+
+    /// Of a run in its folder, as if it were a trial, number 0: its configuration, and what it reported.
+    pub fn of_run(folder: impl AsRef<std::path::Path>) -> Result<Self> {
+        let folder = folder.as_ref();
+        let read = || read::run(&mut regatta_track::Reader::open(folder)?.snapshot()?);
+        read().map_err(|error| Error::results(folder, error))
     }
 
     /// With a value of the configuration.

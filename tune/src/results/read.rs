@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use regatta_track::event::{self, Envelope, Event, Outcome, StudyConfigured};
+use regatta_track::state::Status;
 use regatta_track::{Query, Snapshot};
 use serde_json::Value;
 
@@ -52,6 +53,36 @@ pub(super) fn fold(snapshot: &mut Snapshot<'_>) -> regatta_track::Result<Read> {
     let mut trials: Vec<History> = trials.into_values().collect();
     trials.iter_mut().for_each(|trial| trial.config = flat(&trial.full, parameters));
     Ok(Read { study, trials })
+}
+
+/// Reads a run as if it were a trial: its configuration, and what it reported.
+pub(super) fn run(snapshot: &mut Snapshot<'_>) -> regatta_track::Result<History> {
+    let run = snapshot.run()?.unwrap_or_default();
+    let (mut history, mut after) = (History::new(0), 0);
+    history.created = Some(run.created.seconds());
+    loop {
+        let page = snapshot.events(&Query { after, limit: PAGE, scope: Some(None), kinds: &KINDS })?;
+        let Some(last) = page.last() else { break };
+        after = last.seq;
+        page.iter().for_each(|e| apply(&mut history, e));
+    }
+    history.state = match run.status {
+        Status::Pending => "pending",
+        Status::Running => "running",
+        Status::Paused => "paused",
+        Status::Ended(outcome) => word(outcome),
+    }
+    .into();
+    history.ended = run.ended.map(|at| at.seconds());
+    history.error = run.cause.as_ref().map(|cause| cause.message.clone());
+    history.cause = run.cause;
+    // What is trained with stands under `config`, as a trial's stands alone; where a run lies is not part of it.
+    let mut flat = flat(&run.config, &[]);
+    flat.retain(|path, _| !matches!(path.as_str(), "run.name" | "run.experiment" | "run.storage"));
+    let plain = |path: String| path.strip_prefix("config.").map(str::to_owned).unwrap_or(path);
+    history.config = flat.into_iter().map(|(path, value)| (plain(path), value)).collect();
+    history.full = run.config;
+    Ok(history)
 }
 
 fn apply(trial: &mut History, e: &Envelope) {
@@ -133,7 +164,8 @@ fn word(outcome: Outcome) -> &'static str {
 }
 
 /// A configuration's values by path, and the names of the branches it takes.
-pub(super) fn flat(config: &Value, parameters: &[event::Parameter]) -> BTreeMap<String, Value> {
+#[must_use]
+pub fn flat(config: &Value, parameters: &[event::Parameter]) -> BTreeMap<String, Value> {
     fn leaves(path: &str, value: &Value, out: &mut BTreeMap<String, Value>) {
         match value {
             Value::Object(fields) if !fields.is_empty() => {

@@ -1,0 +1,72 @@
+//! Importance beside Optuna's.
+
+use regatta_tune::importance::importance;
+use regatta_tune::sampler::Told;
+use regatta_tune::space::{Point, choice, float, group, int};
+
+/// A study that both programs can be given: its points are multiples of irrational numbers, its loss a formula.
+fn told(count: u64) -> Vec<Told> {
+    let told = |i: u64| {
+        let part = |a: f64| (i as f64 * a).fract();
+        let (x, y, z) = (part(0.754_877_666), part(0.569_840_291), part(0.381_966_011));
+        let (category, k) = ((i % 3) as f64, (1 + (i * 7) % 10) as f64);
+        let lr = 1e-5 * 1e4f64.powf(y);
+        let loss = (x - 0.3).powi(2) * 4.0
+            + 0.5 * (lr.log10() + 3.0).abs()
+            + if category == 2.0 { 0.4 } else { 0.0 }
+            + 0.02 * k
+            + 0.05 * z;
+        let mut point = Point::empty(5);
+        for (index, raw) in [x, lr, category, k, z].into_iter().enumerate() {
+            point.set(index, Some(raw));
+        }
+        Told::complete(i, point, vec![loss])
+    };
+    (0..count).map(told).collect()
+}
+
+/// Optuna 5.0.0's `get_param_importances` with `PedAnovaImportanceEvaluator()` of the same trials, added to a study with
+/// `create_trial` and the distributions Float(0, 1), Float(1e-5, 1e-1, log), Categorical(a, b, c), Int(1, 10) and Float(0, 1).
+/// Its grids are laid a little differently, so the shares agree to a few hundredths.
+#[test]
+fn shares_are_those_that_optuna_finds() {
+    let space = group()
+        .with("x", float(0.0..=1.0))
+        .with("lr", float(1e-5..=1e-1).log())
+        .with("c", choice(["a", "b", "c"]))
+        .with("k", int(1..=10))
+        .with("z", float(0.0..=1.0))
+        .build()
+        .unwrap();
+    let optuna = [
+        (50, [("lr", 0.6417), ("x", 0.1823), ("c", 0.0819), ("k", 0.0651), ("z", 0.0289)]),
+        (200, [("lr", 0.5803), ("x", 0.3295), ("c", 0.0465), ("z", 0.0337), ("k", 0.0100)]),
+        (1000, [("lr", 0.6318), ("x", 0.2889), ("c", 0.0536), ("k", 0.0161), ("z", 0.0096)]),
+    ];
+    for (count, expected) in optuna {
+        let ours = importance(&space, &told(count), 0);
+        let sum: f64 = ours.iter().map(|i| i.share).sum();
+        assert!((sum - 1.0).abs() < 1e-9);
+        for (path, share) in expected {
+            let found = ours.iter().find(|i| i.path == path).unwrap().share;
+            assert!(
+                (found - share).abs() < 0.06,
+                "{count} trials: {path} has {found}, not {share}: {ours:?}"
+            );
+        }
+        let first: Vec<&str> = ours[..2].iter().map(|i| i.path.as_str()).collect();
+        assert_eq!(first, ["lr", "x"], "{count} trials");
+    }
+}
+
+#[test]
+fn what_cannot_be_known_has_no_share() {
+    let space = group().with("x", float(0.0..=1.0)).with("one", choice(["only"])).build().unwrap();
+    let mut point = Point::empty(2);
+    point.set(0, Some(0.5));
+    point.set(1, Some(0.0));
+    let one = Told::complete(0, point.clone(), vec![1.0]);
+    assert!(importance(&space, std::slice::from_ref(&one), 0).iter().all(|i| i.share == 0.0));
+    let nan = Told::complete(1, point, vec![f64::NAN]);
+    assert!(importance(&space, &[one, nan], 0).iter().all(|i| i.share == 0.0), "a NaN is no result");
+}
