@@ -83,7 +83,7 @@ fn a_dry_run_tells_the_plan_and_makes_nothing() {
 fn the_environment_and_completions_are_told() {
     let place = Place::new();
     let env = place.run(&["env", "--json"]).code(0).json();
-    assert_eq!(env["trainables"], json!(["nothing", "sums", "surroundings"]));
+    assert_eq!(env["trainables"], json!(["nothing", "race", "sums", "surroundings"]));
     assert!(env["environment"]["cpus"].as_u64().unwrap() >= 1);
     for shell in ["bash", "zsh", "fish"] {
         let text = place.run(&["completions", shell]).code(0).out;

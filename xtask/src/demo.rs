@@ -1,4 +1,4 @@
-//! What a newcomer sees first: the example trained by two workers, interrupted, resumed and finished.
+//! What a newcomer sees first: the example trained by two workers, interrupted, resumed and finished; then a small sweep.
 
 use std::path::Path;
 use std::process::{Child, Command};
@@ -10,6 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::{cargo, libtorch, root, sh};
 
 const CONFIG: &str = "configs/mnist_2workers.ron";
+const SWEEP: &str = "configs/mnist_sweep.ron";
 /// What a run says that was stopped with a checkpoint to go on from.
 const RESUMABLE: i32 = 75;
 
@@ -31,6 +32,13 @@ pub(crate) fn run() -> Result<()> {
 
     said(&["resume", &name]);
     sh(&mut example(&["resume", &name]))?;
+    said(&["show", &name]);
+    sh(&mut example(&["show", &name]))?;
+
+    let name = format!("sweep-{}", std::process::id());
+    let sweep = ["tune", SWEEP, "--name", &name, "-n", "4", "-j", "2", "epochs=1"];
+    said(&sweep);
+    sh(&mut example(&sweep))?;
     said(&["show", &name]);
     sh(&mut example(&["show", &name]))
 }
