@@ -381,7 +381,7 @@ impl Tuner {
             .build()
             .map_err(|source| regatta_train::Error::io("start the study's runtime", source))?;
         let signals = self.signals(&runtime)?;
-        let resumed = self.resume.is_some();
+        let (resumed, decides) = (self.resume.is_some(), self.decides());
         let setup = self.setup(space, &place)?;
         let session = match resumed {
             true => Session::open(setup)?,
@@ -391,7 +391,7 @@ impl Tuner {
         let concurrent = session.machine().opened().concurrent;
         let open = session.machine().space().is_open().then_some(self.run.seed);
         let (grace, callbacks) = (self.grace, std::mem::take(&mut self.callbacks));
-        let (executor, heard) = self.executor(&place, runtime, Shape { concurrent, open, epoch: session.epoch() })?;
+        let (executor, heard) = self.executor(&place, runtime, Shape { concurrent, open, decides, epoch: session.epoch() })?;
         let mut runner = Runner::new(session, executor, heard);
         (runner.grace, runner.callbacks) = (grace, callbacks);
         let begun = StudyEvent::Begun {
@@ -418,6 +418,12 @@ impl Tuner {
             Wish::Kill => handle.kill(),
         })?;
         Ok(Some(signals))
+    }
+
+    /// Whether anything is decided at reports, so that trials wait after each.
+    fn decides(&self) -> bool {
+        let own = self.scheduler.is_some() || self.stopper.is_some();
+        own || self.config.stop.is_some() || !matches!(self.config.scheduler, SchedulerConfig::Fifo(_))
     }
 
     /// What is searched: what was given, or what the configuration's type says; narrowed by the file.
@@ -530,9 +536,9 @@ impl Tuner {
         self,
         place: &RunFolder,
         runtime: Runtime,
-        Shape { concurrent, open, epoch }: Shape,
+        Shape { concurrent, open, decides, epoch }: Shape,
     ) -> Result<(Box<dyn Executor>, Receiver<Heard>)> {
-        let Tuner { work, config, handle, heard, scheduler, stopper, .. } = self;
+        let Tuner { work, config, handle, heard, .. } = self;
         let to = handle.to;
         let executor: Box<dyn Executor> = match work {
             Work::Call(objective) => {
@@ -541,10 +547,6 @@ impl Tuner {
                 Box::new(ThreadExecutor::start(job, concurrent, to)?)
             }
             Work::Training(trainer) => {
-                let decides = scheduler.is_some()
-                    || stopper.is_some()
-                    || config.stop.is_some()
-                    || !matches!(config.scheduler, SchedulerConfig::Fifo(_));
                 let site = match trainer.is_in_process() {
                     true => None,
                     false => Some(runtime.block_on(Site::on(&trainer.experiment().engine))?),
@@ -582,6 +584,8 @@ struct Shape {
     concurrent: usize,
     /// The seed of a study whose space is discovered.
     open: Option<u64>,
+    /// Whether anything is decided at reports.
+    decides: bool,
     /// How often the study was opened.
     epoch: u64,
 }

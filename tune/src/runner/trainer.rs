@@ -13,7 +13,7 @@ use regatta_track::event::{Cause, CheckpointCommitted};
 use regatta_track::{Event, Query, Reader};
 use regatta_train::folder::{RunFolder, is_run};
 use regatta_train::wire::Restore;
-use regatta_train::{RunEvent, RunHandle, Site, Status, StopReason, Trainer, Workers};
+use regatta_train::{RunEvent, RunHandle, Site, Status, StopReason, Trainer};
 use serde_json::Value;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;

@@ -19,7 +19,7 @@ use serde_json::Value;
 
 pub use ask::{Study, StudyBuilder, Trial, Verdict};
 pub use machine::{Facts, Machine};
-pub(crate) use session::{Durable, Session, Setup};
+pub(crate) use session::{Session, Setup};
 
 use crate::sampler::Suggestion;
 use crate::scheduler::{Checkpoint, Config};

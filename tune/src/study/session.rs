@@ -56,7 +56,7 @@ pub(crate) struct Setup {
 }
 
 /// A place in the log up to which it is to be durable.
-pub(crate) type Durable = Option<Ticket>;
+type Durable = Option<Ticket>;
 
 /// A driven study.
 pub(crate) struct Session {
