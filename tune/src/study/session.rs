@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use regatta_track::event::{self, Outcome, RunConfigured, RunCreated, RunEnvironment, StudyConfigured};
-use regatta_track::sink::{OptunaJournal, ProgressCsv, ResultJsonl, Sink, SinkConfig, Sinks, TensorBoard};
+use regatta_track::sink::{self, SinkConfig, Sinks};
 use regatta_track::{Draft, Event, Query, Reader, Store, StoreConfig, Ticket, Timestamp};
 use serde_json::{Value, json};
 
@@ -267,12 +267,7 @@ impl Setup {
     }
 
     fn sinks(&self, store: &Store) -> Result<Sinks> {
-        let mut sinks: Vec<Box<dyn Sink>> = vec![Box::new(OptunaJournal::new(&self.folder))];
-        if self.files {
-            sinks.push(Box::new(ProgressCsv::new(&self.folder)));
-            sinks.push(Box::new(ResultJsonl::new(&self.folder)));
-            sinks.push(Box::new(TensorBoard::new(&self.folder)));
-        }
+        let sinks = sink::of_study(&self.folder, !self.files);
         Ok(Sinks::start(store, sinks, SinkConfig::default())?)
     }
 }
