@@ -75,7 +75,10 @@ fn a_rank_that_never_comes_to_the_end_of_its_step_is_found_by_the_others() {
     assert!(begun.elapsed() < Duration::from_secs(20), "it took {:?}", begun.elapsed());
     assert_eq!((&ran.json()["value"], &ran.json()["attempts"]), (&SUM.into(), &2.into()));
     let cause = root_cause(&ran.err);
-    assert!(cause.contains("lost its peer, rank 1: ") && cause.contains("still waiting for ranks [1]"), "{cause}");
+    assert!(
+        cause.contains("lost its peer, rank 1: ") && cause.contains("still waiting for ranks [1]"),
+        "{cause}"
+    );
 }
 
 fn is_committed(run: &Path, name: &str) -> bool {

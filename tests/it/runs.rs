@@ -181,7 +181,8 @@ fn the_program_that_comes_with_the_configurations_is_trained_as_the_readme_says(
     let storage = place.path().to_str().unwrap();
     let file = ["configs/command.ron", "lr=0.05", "epochs=4", "--workers", "1", "--storage", storage];
     let args = [&["train"], &file[..], &["--name", "plain", "--json"]].concat();
-    let child = place.command(&args).current_dir(checkout).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let child =
+        place.command(&args).current_dir(checkout).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let told = came(child.unwrap()).code(0).json();
     assert!(told["metrics"]["loss"].as_f64().unwrap() < 0.01, "{told}");
     assert_eq!((&told["step"], &told["attempts"]), (&400.into(), &1.into()));
