@@ -194,7 +194,7 @@ fn takes_nothing(ctx: &mut TrainContext) -> anyhow::Result<usize> {
 
 /// What a worker finds in its environment.
 #[trainable(crate = regatta_train)]
-fn surroundings(_: &mut TrainContext) -> Result<BTreeMap<String, String>> {
+fn surroundings(_ctx: &mut TrainContext) -> Result<BTreeMap<String, String>> {
     Ok(std::env::vars().collect())
 }
 
