@@ -96,7 +96,6 @@ pub mod conformance;
 pub mod engine;
 pub mod env;
 pub mod local;
-#[cfg(feature = "slurm")]
 pub mod slurm;
 
 pub use allocator::{Allocator, Decision, MAX_WORKERS, RequestId};
