@@ -12,9 +12,9 @@ use crate::resource::Resources;
 /// How a run is submitted, and how long the driver waits for what no longer answers:
 /// `Ray(address: "http://head:8265", files: ["data"])`. Only the address has to be given.
 ///
-/// The token is no part of it. It is taken from `RAY_AUTH_TOKEN`, else from [`token_file`](Self::token_file), else from the
-/// file that `RAY_AUTH_TOKEN_PATH` names, else from `~/.ray/auth_token`, as Ray's own tools do; without any of them none is
-/// presented.
+/// The token is no part of it. Unless [`token_file`](Self::token_file) names a file that holds it, it is taken from
+/// `RAY_AUTH_TOKEN`, else from the file that `RAY_AUTH_TOKEN_PATH` names, else from `~/.ray/auth_token`, as Ray's own tools
+/// do; without any of them none is presented.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RayConfig {
@@ -28,6 +28,8 @@ pub struct RayConfig {
     pub files: Vec<PathBuf>,
     /// Whether the program itself goes along, where it is given by its path. Otherwise it has to be there already.
     pub ship_program: bool,
+    /// Variables of this environment that go along to the driver, by name: credentials for the storage, perhaps.
+    pub variables: Vec<String>,
     /// What the driver takes for itself; it stands on the head node if nothing.
     pub driver: Resources,
     /// The Python that has `ray`, where the driver runs.
@@ -50,6 +52,7 @@ impl Default for RayConfig {
             authority: None,
             files: Vec::new(),
             ship_program: true,
+            variables: Vec::new(),
             driver: Resources::none(),
             python: "python3".into(),
             autoscaling: false,
@@ -72,7 +75,8 @@ impl RayConfig {
         let wrong = |what: &str, problem: String| Err(Error::BadRequest { what: what.into(), problem });
         let host = ["http://", "https://"].iter().find_map(|scheme| self.address.strip_prefix(scheme));
         if host.is_none_or(|host| host.is_empty() || host.starts_with(['/', ':'])) {
-            let problem = format!("`{}` is no address of a dashboard: write `http://head:8265`", self.address);
+            let problem =
+                format!("`{}` is no address of a dashboard: write `http://head:8265`", self.address);
             return wrong("engine.Ray.address", problem);
         }
         if self.python.is_empty() {

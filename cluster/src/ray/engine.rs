@@ -72,7 +72,10 @@ impl RayEngine {
         }
         let listed: Listed = self.dashboard.get("/api/v0/nodes?detail=true").await?;
         let nodes = listed.data.result.result;
-        node::feasible(node::named(&nodes).into_iter().map(|(name, node)| (name, node.total(), true)), &spec.room)
+        node::feasible(
+            node::named(&nodes).into_iter().map(|(name, node)| (name, node.total(), true)),
+            &spec.room,
+        )
     }
 
     /// Uploads the program and its files, unless they are there. Returns their address in the cluster.
@@ -90,7 +93,13 @@ impl RayEngine {
     }
 
     /// What is posted, for a package of this address.
-    fn body(&self, spec: &JobSpec, program: Option<&str>, package: &str, variables: &str) -> serde_json::Value {
+    fn body(
+        &self,
+        spec: &JobSpec,
+        program: Option<&str>,
+        package: &str,
+        variables: &str,
+    ) -> serde_json::Value {
         let entrypoint = package::entrypoint(spec, program);
         // Ray ends a job that was told to stop after this long; a shorter grace is `cancel`'s own.
         let stop = spec.notice.as_secs().max(3).to_string();
@@ -118,7 +127,8 @@ impl RayEngine {
 
     fn check(spec: &JobSpec) -> Result<()> {
         if let Some(limit) = spec.time_limit {
-            let problem = format!("Ray keeps no time limits, so it would run longer than {limit:?}: leave it out");
+            let problem =
+                format!("Ray keeps no time limits, so it would run longer than {limit:?}: leave it out");
             return Err(Error::BadRequest { what: format!("the time limit of job `{}`", spec.id), problem });
         }
         Ok(())
@@ -208,14 +218,16 @@ impl Engine for RayEngine {
         self.refuse_hopeless(spec).await?;
         let package = Package::of(&self.config, spec)?;
         let program = package.program.clone();
-        let (variables, packed) = package::variables(spec)?;
+        let (variables, packed) = package::variables(&self.config, spec)?;
         let variables_path = format!("/api/packages/gcs/{variables}");
         let (package, ()) =
             tokio::try_join!(self.upload(package), self.dashboard.put(&variables_path, packed))?;
         let body = self.body(spec, program.as_deref(), &package, &format!("gcs://{variables}"));
         match self.dashboard.post("/api/jobs/", &body).await? {
             Ok(()) => Ok(Submitted { engine_id, new: true }),
-            Err(refusal) if refusal.text.contains("already exists") => Ok(Submitted { engine_id, new: false }),
+            Err(refusal) if refusal.text.contains("already exists") => {
+                Ok(Submitted { engine_id, new: false })
+            }
             Err(refusal) => Err(self.dashboard.refused(format!("job `{}`", spec.id), &refusal)),
         }
     }

@@ -80,8 +80,7 @@ impl Dashboard {
     }
 
     fn unreachable(&self, reason: String) -> Error {
-        let advice =
-            "is the cluster up, and is this the address of its dashboard (port 8265 unless chosen otherwise)?";
+        let advice = "is the cluster up, and is this the address of its dashboard (port 8265 unless chosen otherwise)?";
         Error::Unreachable { engine: ENGINE, address: self.address.clone(), reason, advice }
     }
 
@@ -171,18 +170,18 @@ impl Dashboard {
 /// The token, from where Ray's own tools look for it.
 fn token(config: &RayConfig, variable: impl Fn(&str) -> Option<PathBuf>) -> Result<Option<Token>> {
     let trimmed = |text: &str| Some(text.trim()).filter(|text| !text.is_empty()).map(Token::new);
+    let of_file = |file: &Path| Ok(trimmed(&String::from_utf8_lossy(&read(file)?)));
+    if let Some(file) = &config.token_file {
+        return of_file(file);
+    }
     if let Some(token) = variable("RAY_AUTH_TOKEN").and_then(|text| trimmed(&text.to_string_lossy())) {
         return Ok(Some(token));
     }
-    let named = config.token_file.clone().or_else(|| variable("RAY_AUTH_TOKEN_PATH"));
-    let file = match named {
-        Some(file) => file,
-        None => match variable("HOME").map(|home| home.join(".ray/auth_token")).filter(|file| file.exists()) {
-            Some(file) => file,
-            None => return Ok(None),
-        },
-    };
-    Ok(trimmed(&String::from_utf8_lossy(&read(&file)?)))
+    let at_home = || variable("HOME").map(|home| home.join(".ray/auth_token")).filter(|file| file.exists());
+    match variable("RAY_AUTH_TOKEN_PATH").or_else(at_home) {
+        Some(file) => of_file(&file),
+        None => Ok(None),
+    }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
@@ -226,10 +225,11 @@ mod tests {
         assert_eq!(found(&config, std::slice::from_ref(&at_home)).unwrap().unwrap(), "at home");
         let by_path = ("RAY_AUTH_TOKEN_PATH", file("by-path", "by path"));
         assert_eq!(found(&config, &[at_home.clone(), by_path.clone()]).unwrap().unwrap(), "by path");
-        let named = RayConfig { token_file: Some(file("named", "named")), ..RayConfig::default() };
-        assert_eq!(found(&named, &[at_home.clone(), by_path.clone()]).unwrap().unwrap(), "named");
         let set = ("RAY_AUTH_TOKEN", PathBuf::from("set"));
-        assert_eq!(found(&named, &[at_home, by_path, set]).unwrap().unwrap(), "set");
+        let everywhere = [at_home, by_path, set];
+        assert_eq!(found(&config, &everywhere).unwrap().unwrap(), "set");
+        let named = RayConfig { token_file: Some(file("named", "named")), ..RayConfig::default() };
+        assert_eq!(found(&named, &everywhere).unwrap().unwrap(), "named");
         let missing = RayConfig { token_file: Some("/nowhere/token".into()), ..RayConfig::default() };
         assert!(found(&missing, &[]).unwrap_err().to_string().contains("/nowhere/token"));
     }

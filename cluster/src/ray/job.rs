@@ -155,7 +155,8 @@ mod tests {
         assert_eq!(status.labels, BTreeMap::from([("run".to_owned(), "mnist".to_owned())]));
         assert!(running.is_ours() && !running.is_over());
         assert_eq!(metadata(&status.labels)["regatta-label:run"], "mnist");
-        let theirs = job(r#"{"status": "PENDING", "submission_id": null, "metadata": null, "message": "waits"}"#);
+        let theirs =
+            job(r#"{"status": "PENDING", "submission_id": null, "metadata": null, "message": "waits"}"#);
         assert!(!theirs.is_ours());
         assert_eq!(theirs.describe(&JobId::new("a").unwrap()).state, JobState::Queued("waits".into()));
     }

@@ -87,7 +87,12 @@ fn file(node: &str, id: &JobId) -> String {
 }
 
 /// All of the log, with Ray's own lines; nothing where the file or its node is gone.
-pub(super) async fn whole(dashboard: &Dashboard, node: &str, id: &JobId, patience: Duration) -> Result<Vec<u8>> {
+pub(super) async fn whole(
+    dashboard: &Dashboard,
+    node: &str,
+    id: &JobId,
+    patience: Duration,
+) -> Result<Vec<u8>> {
     let path = format!("/api/v0/logs/file?{}", file(node, id));
     let Ok(mut answer) = dashboard.stream(&path).await? else { return Ok(Vec::new()) };
     let mut log = Vec::new();

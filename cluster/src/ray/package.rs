@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{self, Cursor, Read, Write};
+use std::io::{self, Cursor, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 
@@ -107,7 +107,8 @@ impl Package {
             });
             packed.map_err(failed("read for the job's package", path))?;
         }
-        let packed = zip.finish().map_err(io::Error::other).map_err(failed("pack", Path::new("the job's package")))?;
+        let packed =
+            zip.finish().map_err(io::Error::other).map_err(failed("pack", Path::new("the job's package")))?;
         let packed = packed.into_inner();
         if packed.len() as u64 > LIMIT {
             let problem = format!(
@@ -142,7 +143,12 @@ fn place(path: &Path) -> String {
     parts.map(|part| part.as_os_str().to_string_lossy()).collect::<Vec<_>>().join("/")
 }
 
-fn write(zip: &mut ZipWriter<Cursor<Vec<u8>>>, place: &str, mode: u32, from: &mut impl Read) -> io::Result<()> {
+fn write(
+    zip: &mut ZipWriter<Cursor<Vec<u8>>>,
+    place: &str,
+    mode: u32,
+    from: &mut impl Read,
+) -> io::Result<()> {
     let options = SimpleFileOptions::default()
         .compression_method(CompressionMethod::Deflated)
         .compression_level(Some(1))
@@ -153,16 +159,17 @@ fn write(zip: &mut ZipWriter<Cursor<Vec<u8>>>, place: &str, mode: u32, from: &mu
 }
 
 /// The driver's variables as a package of its own, and its name, which says nothing about them.
-pub(super) fn variables(spec: &JobSpec) -> Result<(String, Vec<u8>)> {
-    let lines = shell::exports(spec.command.env.iter().map(|(name, value)| (name.as_ref(), value.as_os_str())));
-    let salt: [u8; 16] = rand::random();
-    let mut hash = blake3::Hasher::new_keyed(&blake3::hash(&salt).into());
-    hash.update(lines.as_encoded_bytes());
+pub(super) fn variables(config: &RayConfig, spec: &JobSpec) -> Result<(String, Vec<u8>)> {
+    let taken =
+        config.variables.iter().filter_map(|name| Some((OsString::from(name), std::env::var_os(name)?)));
+    let mut variables: BTreeMap<OsString, OsString> = taken.collect();
+    variables.extend(spec.command.env.iter().map(|(name, value)| (name.into(), value.clone())));
+    let lines = shell::exports(variables.iter().map(|(name, value)| (name.as_os_str(), value.as_os_str())));
+    let mut hash = blake3::Hasher::new();
+    hash.update(&rand::random::<[u8; 16]>()).update(lines.as_encoded_bytes());
     let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
     let mut text = lines.as_encoded_bytes();
     let packed = write(&mut zip, &variables_file(spec), 0o600, &mut text)
-        .and_then(|()| zip.start_file("regatta/README", SimpleFileOptions::default()).map_err(io::Error::other))
-        .and_then(|()| zip.write_all(b"The variables of a job's driver were beside this until it read them.\n"))
         .and_then(|()| zip.finish().map_err(io::Error::other));
     let packed = packed.map_err(failed("pack", Path::new("the driver's variables")))?;
     Ok((name(&hash), packed.into_inner()))
@@ -274,7 +281,7 @@ mod tests {
         spec.command = spec.command.env("SECRET", "it's a secret").arg("$SECRET").arg("a 'b'");
         let script = entrypoint(&spec, None);
         assert!(!script.to_string_lossy().contains("it's a secret"));
-        let (_, packed) = variables(&spec).unwrap();
+        let (_, packed) = variables(&RayConfig::default(), &spec).unwrap();
         let mut zip = zip::ZipArchive::new(Cursor::new(packed)).unwrap();
         zip.extract(folder.path()).unwrap();
         let file = folder.path().join(variables_file(&spec));
@@ -282,7 +289,8 @@ mod tests {
 
         let paths = format!("/somewhere else:{}", folder.path().display());
         let run = |script: &OsString| {
-            let said = Command::new("/bin/sh").arg("-c").arg(script).env("PYTHONPATH", &paths).output().unwrap();
+            let said =
+                Command::new("/bin/sh").arg("-c").arg(script).env("PYTHONPATH", &paths).output().unwrap();
             String::from_utf8(said.stdout).unwrap()
         };
         let said = run(&script);

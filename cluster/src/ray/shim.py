@@ -75,7 +75,8 @@ async def launch(gang, index, worker, **order):
         say(worker=worker, **dict(zip(("event", "value"), await event)))
 
 async def send(gang, index, number):
-    await gangs[gang][1][index].signal.remote(number)
+    slot = gangs[gang][1][index]
+    await slot.signal.remote(number) if number else ray.kill(slot)
 
 async def release(gang):
     group, slots = gangs.pop(gang)

@@ -68,7 +68,8 @@ impl Shim {
     pub(super) fn start(config: &RayConfig, hear: impl FnMut(Heard) + Send + 'static) -> Result<Self> {
         let given = std::env::var(JOB_CONFIG).map_err(|_| Error::Environment {
             variable: JOB_CONFIG,
-            problem: "is not set: this process is not the driver of a Ray job; submit it with the Ray engine".into(),
+            problem: "is not set: this process is not the driver of a Ray job; submit it with the Ray engine"
+                .into(),
         })?;
         let mut python = Command::new(&config.python);
         python.args(["-u", "-c", SOURCE]).env(JOB_CONFIG, job_config(&given).to_string());
@@ -195,7 +196,9 @@ mod tests {
         let next = || heard.recv_timeout(Duration::from_secs(60)).unwrap();
         assert!(matches!(next(), Heard::Event(Event::Exited { worker: 3, value: -9 })));
         match next() {
-            Heard::Gone(cause) => assert!(cause.contains("status: 4") && cause.contains(r#"{"op":"say"}"#), "{cause}"),
+            Heard::Gone(cause) => {
+                assert!(cause.contains("status: 4") && cause.contains(r#"{"op":"say"}"#), "{cause}")
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -207,7 +210,8 @@ mod tests {
             let name = format!("guard-{}-{ended}", std::process::id());
             let mut left = Command::new("sleep");
             let mut left = left.arg("1000").env("REGATTA_WORKER", &name).process_group(0).spawn().unwrap();
-            let mut guard = Command::new("/bin/sh").arg("-c").arg(GUARD).stdin(Stdio::piped()).spawn().unwrap();
+            let mut guard =
+                Command::new("/bin/sh").arg("-c").arg(GUARD).stdin(Stdio::piped()).spawn().unwrap();
             assert!(guard.wait().unwrap().success());
             let mut stdin = guard.stdin.take().unwrap();
             // A group that is not there: by its name alone it is found.
