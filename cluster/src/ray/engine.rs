@@ -158,6 +158,7 @@ impl RayEngine {
         let log = log::whole(&self.dashboard, node, id, self.config.request_patience()).await?;
         let Some(begins) = log::begins(&log) else { return Ok(()) };
         let name = format!("{id}-kill-{:08x}", rand::random::<u32>());
+        tracing::info!(job = %id, "the grace is over: killing the driver");
         let body = json!({
             "submission_id": name,
             "entrypoint": format!("kill -9 -{}", begins.group),

@@ -14,6 +14,7 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
+use super::http::shorten;
 use super::node::{self, Node};
 use super::package::HOME;
 use super::shim::{Event, GUARD, Heard, Shim, gone};
@@ -66,8 +67,8 @@ struct State {
     closed: BTreeSet<String>,
     /// Why nothing is possible any more.
     gone: Option<String>,
-    /// What became of placement groups that were asked for: the nodes of their bundles, or why there are none.
-    answered: HashMap<LeaseId, Result<Vec<String>, String>>,
+    /// Placement groups that are asked for, and what became of them: the nodes of their bundles, or why there are none.
+    asked: HashMap<LeaseId, Option<Result<Vec<String>, String>>>,
     held: BTreeMap<LeaseId, Held>,
     workers: HashMap<u64, Arc<Worker>>,
     issued: u64,
@@ -110,9 +111,7 @@ impl Listener {
                 let mut state = self.state();
                 (state.nodes, state.host) = (nodes, Some(host));
             }
-            Event::Acquired { gang, nodes } => {
-                self.state().answered.insert(LeaseId(gang), Ok(nodes));
-            }
+            Event::Acquired { gang, nodes } => self.state().answer(LeaseId(gang), Ok(nodes)),
             Event::Started { worker: number, value } => {
                 worker(number).iter().for_each(|one| one.started(value))
             }
@@ -127,21 +126,30 @@ impl Listener {
                 ended(number).iter().for_each(|one| one.refused(value.clone()))
             }
             Event::Failed { value, worker: Some(number), .. } => {
-                ended(number).iter().for_each(|one| one.lost(&first_line(&value)));
+                ended(number).iter().for_each(|one| one.lost(&sentence(&value)));
             }
             Event::Failed { value, gang: Some(gang), op, .. } if op == "acquire" => {
-                self.state().answered.insert(LeaseId(gang), Err(value));
+                self.state().answer(LeaseId(gang), Err(sentence(&value)));
             }
-            Event::Failed { op, value, .. } => tracing::warn!(op, error = first_line(&value), "Ray refused"),
+            Event::Failed { op, value, .. } => tracing::warn!(op, error = sentence(&value), "Ray refused"),
         }
     }
 }
 
-fn first_line(text: &str) -> String {
-    text.lines().next().unwrap_or_default().to_owned()
+/// What a person needs of one of Ray's errors: what is indented in it is of use to nobody.
+fn sentence(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with(char::is_whitespace)).collect();
+    shorten(&lines.join(" "))
 }
 
 impl State {
+    /// Nobody waits for an answer any more where it is not asked for.
+    fn answer(&mut self, id: LeaseId, answer: Result<Vec<String>, String>) {
+        if let Some(asked) = self.asked.get_mut(&id) {
+            *asked = Some(answer);
+        }
+    }
+
     /// The nodes that are up, by name, and whether gangs may go there.
     fn open(&self) -> Vec<(String, &Node, bool)> {
         let named = node::named(&self.nodes);
@@ -265,7 +273,9 @@ impl Inner {
                 .filter(|(name, _, open)| shut(name, *open))
                 .map(|(_, node, _)| node.id.clone())
                 .collect();
-            (LeaseId(state.issued), avoid)
+            let id = LeaseId(state.issued);
+            state.asked.insert(id, None);
+            (id, avoid)
         };
         let mut asked = Asked { inner: self, id, granted: false };
         self.shim.order(&json!({
@@ -276,7 +286,7 @@ impl Inner {
             "avoid": avoid,
             "guard": GUARD,
         }));
-        let answer = self.until(within, |state| match state.answered.remove(&id) {
+        let answer = self.until(within, |state| match state.asked.get_mut(&id).and_then(Option::take) {
             Some(answer) => Some(answer.map_err(|reason| refused(request, reason))),
             // A node that went may have taken the last hope with it.
             None => self.feasible(state, request).err().map(Err),
@@ -398,7 +408,7 @@ impl Inner {
             self.shim.order(&order);
         }
         let deadline = Instant::now() + self.config.start_patience();
-        for worker in workers {
+        for worker in workers.iter() {
             worker.wait(deadline.saturating_duration_since(Instant::now()), Seen::decided).await;
         }
         let late = || format!("no answer within {:?}", self.config.start_patience());
@@ -490,8 +500,8 @@ struct Asked<'a> {
 
 impl Drop for Asked<'_> {
     fn drop(&mut self) {
+        self.inner.state().asked.remove(&self.id);
         if !self.granted {
-            self.inner.state().answered.remove(&self.id);
             self.inner.shim.order(&json!({ "op": "release", "gang": self.id.0 }));
         }
     }
