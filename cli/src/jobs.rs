@@ -102,7 +102,7 @@ impl Job {
     }
 
     /// How it stands. Once it is over, the engine is not asked any more.
-    async fn status(&self, engine: &dyn Engine) -> Outcome<JobStatus> {
+    async fn status(&self, engine: &dyn Engine) -> regatta_cluster::Result<JobStatus> {
         let ended = self.folder().join(ENDED);
         if let Ok(text) = std::fs::read_to_string(&ended)
             && let Ok(status) = serde_json::from_str(&text)
@@ -110,7 +110,7 @@ impl Job {
             return Ok(status);
         }
         let mut all = engine.describe(std::slice::from_ref(&self.id)).await?;
-        let status = all.pop().ok_or_else(|| Problem::failed(format!("job {} is not known", self.id)))?;
+        let status = all.pop().ok_or(regatta_cluster::Error::Over { what: "the job" })?;
         self.keep(&status);
         Ok(status)
     }
@@ -125,8 +125,8 @@ impl Job {
 
     /// Whether it is over, or was never taken by its engine.
     pub(crate) async fn is_over(&self) -> Outcome<bool> {
-        match self.engine()?.describe(std::slice::from_ref(&self.id)).await {
-            Ok(statuses) => Ok(statuses.iter().all(|status| status.state.is_over())),
+        match self.status(&*self.engine()?).await {
+            Ok(status) => Ok(status.state.is_over()),
             Err(regatta_cluster::Error::UnknownJob { .. }) => Ok(false),
             Err(error) => Err(error.into()),
         }
@@ -198,7 +198,7 @@ pub(crate) fn list(args: &Jobs, json: bool) -> Outcome {
         let mut statuses = Vec::new();
         for job in all(&args.root) {
             let status = match job.engine() {
-                Ok(engine) => job.status(&*engine).await,
+                Ok(engine) => job.status(&*engine).await.map_err(Problem::from),
                 Err(problem) => Err(problem),
             };
             statuses.push((job, status));
@@ -368,5 +368,5 @@ async fn pass_on(job: &Job, engine: &Arc<dyn Engine>) -> Outcome<JobStatus> {
             }
         }
     }
-    job.status(&**engine).await
+    Ok(job.status(&**engine).await?)
 }

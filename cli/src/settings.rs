@@ -177,7 +177,7 @@ impl Settings {
             _ => false,
         });
         let why = first.map(|error| explain(&error)).unwrap_or_default();
-        Err(match unknown_key(&why) || (above && get(&self.tree, &path).is_none()) {
+        Err(match unknown_key(&why, &path) || (above && get(&self.tree, &path).is_none()) {
             true => self.no_such_key(&change.layer, &path),
             false => Problem::usage(format!("{}: {why}", change.layer)),
         })
@@ -291,8 +291,10 @@ fn explain(error: &Error) -> String {
     }
 }
 
-fn unknown_key(why: &str) -> bool {
-    why.contains("unknown field") || why.contains("there is no such key")
+/// Whether it is the path's own last key that is unknown, and not one in its value.
+fn unknown_key(why: &str, path: &str) -> bool {
+    let key = path.rsplit('.').next().unwrap_or(path);
+    why.contains(&format!("unknown field `{key}`")) || why.contains(&format!("{path}: there is no such key"))
 }
 
 /// What is wrong with a file, with its place.
@@ -352,7 +354,8 @@ fn values(text: &str, present: Option<&Value>) -> Vec<Value> {
     let plain = Value::String(text.into());
     let read = read(text);
     let mut all = match present {
-        Some(Value::String(_)) if !text.starts_with('"') => vec![plain, read],
+        // What ends like a variant with something in it is mostly one.
+        Some(Value::String(_)) if !text.starts_with('"') && !text.ends_with(')') => vec![plain, read],
         _ => vec![read, plain],
     };
     all.dedup();

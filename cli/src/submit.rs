@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use regatta_cluster::WorkerCommand;
-use regatta_cluster::engine::{self, Engine, EngineConfig, JobId, JobSpec};
+use regatta_cluster::engine::{Engine, EngineConfig, JobId, JobSpec};
 use regatta_train::folder::{self, RunFolder};
 use regatta_train::{Error, Experiment};
 use serde_json::{Value, json};
@@ -110,7 +110,7 @@ impl Planned {
             number: 1,
         };
         let name = record.full_name();
-        let last = jobs::all(root).into_iter().filter(|job| job.record.full_name() == name).last();
+        let last = jobs::all(root).into_iter().rfind(|job| job.record.full_name() == name);
         let number = match &last {
             Some(last) if last.is_over().await? => last.record.number + 1,
             Some(last) => last.record.number,
@@ -208,7 +208,7 @@ mod tests {
     fn job_ids_are_of_one_run_and_one_number() {
         let id = |experiment: &str, run: &str, number| {
             let record = Record {
-                engine: engine::EngineConfig::Local,
+                engine: EngineConfig::Local,
                 experiment: experiment.into(),
                 run: run.into(),
                 number,

@@ -40,7 +40,7 @@
 //! }
 //!
 //! fn main() -> ExitCode {
-//!     regatta::main() // train | resume | launch | ls | show | logs | ckpt | config | env; workers enter here too
+//!     regatta::main() // train | resume | submit | attach | ls | show | logs | ckpt | ...; workers enter here too
 //! }
 //! ```
 //!

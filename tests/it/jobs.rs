@@ -1,5 +1,6 @@
 //! Runs as jobs of an engine, here of the one that every machine has: submitted, followed, left alone, cancelled, gone on with.
 
+use std::io::Read;
 use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -68,13 +69,11 @@ fn ctrl_c_leaves_the_job_alone_and_cancelling_saves_so_that_it_is_gone_on_with()
     let again = submitted(&place, &["--name", "otter"]);
     assert_eq!((&again["job"], &again["new"]), (&"sums-otter".into(), &false.into()));
 
-    let follower = place.start(&["attach", "otter"]);
-    // It listens for signals before it reads, and what it read it shows.
-    let pid = Pid::from_child(&follower);
-    let mut follower = Some(follower);
-    let seen = wait_for_output(&mut follower);
-    kill_process(pid, Signal::INT).unwrap();
-    let left = came(seen).code(130);
+    let mut follower = place.start(&["attach", "otter"]);
+    // It listens for signals before it shows anything.
+    follower.stderr.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    kill_process(Pid::from_child(&follower), Signal::INT).unwrap();
+    let left = came(follower).code(130);
     assert!(
         left.err.contains("detached: job sums-otter goes on") && left.err.contains("attach sums-otter"),
         "{}",
@@ -99,15 +98,6 @@ fn ctrl_c_leaves_the_job_alone_and_cancelling_saves_so_that_it_is_gone_on_with()
     assert_eq!(told.json()["job"]["id"], "sums-otter-2");
     let shown = place.run(&["show", "otter", "--json"]).code(0).json();
     assert_eq!((&shown["status"], &shown["attempts"].as_array().unwrap().len()), (&"done".into(), &2));
-}
-
-/// Gives the child back once it has shown something.
-fn wait_for_output(child: &mut Option<std::process::Child>) -> std::process::Child {
-    use std::io::Read;
-    let mut child = child.take().unwrap();
-    let mut byte = [0];
-    child.stderr.as_mut().unwrap().read_exact(&mut byte).unwrap();
-    child
 }
 
 #[test]

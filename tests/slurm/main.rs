@@ -5,6 +5,7 @@
 
 #[path = "../../cluster/tests/nodes/mod.rs"]
 mod nodes;
+#[allow(dead_code, reason = "the tests of this host use all of it")]
 #[path = "../it/support.rs"]
 mod support;
 
@@ -114,6 +115,13 @@ fn process(place: &Place, what: &str) -> i32 {
     eventually(PATIENCE, || pids().into_iter().find(of_run))
 }
 
+/// The process that drives a run.
+fn driver(place: &Place, run: &str) -> i32 {
+    let lock = place.path().join("runs/sums").join(run).join("run.db.lock");
+    let lock = std::fs::read_to_string(lock).unwrap();
+    lock.split(' ').nth(1).and_then(|pid| pid.parse().ok()).expect("its process")
+}
+
 fn node_of(pid: i32) -> String {
     let environment = environment_of(pid);
     let node = environment.split('\0').find_map(|variable| variable.strip_prefix("SLURMD_NODENAME="));
@@ -176,7 +184,7 @@ fn node_fails(how: fn(&Node)) {
     let place = place(SUMS);
     submit(&place, "n", &["engine=Slurm(spare: 1)"]);
     stepping(&place, "n", 1);
-    let (driver, worker) = (process(&place, "SLURM_PROCID=0"), process(&place, "REGATTA_SLOT=1"));
+    let (driver, worker) = (driver(&place, "n"), process(&place, "REGATTA_SLOT=1"));
     let name = node_of(worker);
     assert_ne!(node_of(driver), name, "the driver is on it too");
     let node = Node::find(&name);
@@ -199,9 +207,7 @@ fn driver_killed() {
     submit(&place, "d", &[]);
     eventually(PATIENCE, || saved(&shown(&place, "d")?).then_some(()));
     let ranks = ["REGATTA_SLOT=0", "REGATTA_SLOT=1"].map(|slot| process(&place, slot));
-    let driver = std::fs::read_to_string(place.path().join("runs/sums/d/run.db.lock")).unwrap();
-    let driver = driver.split(' ').nth(1).and_then(|pid| pid.parse().ok()).expect("its process");
-    nodes::signal(driver, Signal::KILL);
+    nodes::signal(driver(&place, "d"), Signal::KILL);
     place.run(&["attach", "d"]).code(1).says("exit code 137");
     nodes::gone(&ranks, PATIENCE);
     let from = shown(&place, "d").unwrap()["step"].as_u64().unwrap();

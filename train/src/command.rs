@@ -29,7 +29,7 @@ pub use self::contract::{Contract, free_port};
 use crate::config::{Experiment, Trainable};
 use crate::crew::{Crew, CrewEvent};
 use crate::wire::{Decision, Start};
-use crate::{Error, Result};
+use crate::{Error, Result, preflight};
 
 /// What a crew of foreign programs is made of.
 pub struct CommandPlan {
@@ -48,6 +48,8 @@ pub struct CommandPlan {
 /// A crew of programs in any language.
 pub struct CommandCrew {
     plan: CommandPlan,
+    /// Whether the nodes were seen to share the run's storage.
+    looked: bool,
     lease: Option<Lease>,
     running: Option<(Events, Attempt)>,
 }
@@ -55,7 +57,7 @@ pub struct CommandCrew {
 impl CommandCrew {
     /// A crew that nothing is launched of yet.
     pub fn new(plan: CommandPlan) -> Self {
-        CommandCrew { plan, lease: None, running: None }
+        CommandCrew { plan, looked: false, lease: None, running: None }
     }
 
     fn command(&self, start: &Start) -> Result<WorkerCommand> {
@@ -111,6 +113,14 @@ impl Crew for CommandCrew {
         let mut launch = Launch::new(command).attempt(start.attempt).logs(&self.plan.logs);
         launch.slot_env = contract.slots(&lease);
         let id = lease.id;
+        if !self.looked {
+            let looked = preflight::check_seats(&*self.plan.spawner, &lease, &start.storage).await;
+            if let Err(error) = looked {
+                self.plan.spawner.release(id).await?;
+                return Err(error);
+            }
+            self.looked = true;
+        }
         let mut attempt = Attempt::new(start, &lease, self.plan.spawner.clone());
         self.lease = Some(lease);
         let events = self.plan.spawner.launch(id, launch).await?;

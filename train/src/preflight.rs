@@ -5,8 +5,11 @@
 //! run with what to do about it; no restart would help.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use regatta_checkpoint::store::{self, Store};
+use regatta_cluster::engine::EngineConfig;
+use regatta_cluster::{Launch, Lease, Reason, Spawner, WorkerCommand, WorkerEvent};
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
@@ -16,6 +19,11 @@ pub(crate) const NOT_SHARED: &str = "the run's storage is not shared";
 /// The file with the word, and what those of the ranks begin with.
 const FILE: &str = ".preflight";
 const LIMIT: u64 = 256;
+/// How long a network's file system may take until one node sees what another wrote.
+const SETTLED: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(100);
+/// How long all seats may take.
+const SEATS: Duration = Duration::from_secs(60);
 
 /// The word that was laid down.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,33 +45,90 @@ pub(crate) fn clear(storage: &str) {
 }
 
 /// Reads the word where the driver laid it, and writes beside it.
-pub(crate) fn check(Probe(word): &Probe, storage: &str, rank: u32) -> Result<()> {
+pub(crate) fn check(probe: &Probe, storage: &str, rank: u32) -> Result<()> {
     let node = std::env::var(regatta_cluster::env::NODE).unwrap_or_else(|_| "its node".into());
-    let refused = |why: String| {
-        let remedy = match Path::new(storage).is_absolute() {
-            true => {
-                "set run.storage to a folder on a file system that all nodes mount, or to an object store's URL"
+    look(probe, storage, rank, SETTLED).map_err(|why| refused(storage, rank, &node, &why))
+}
+
+fn look(Probe(word): &Probe, storage: &str, rank: u32, settled: Duration) -> Result<(), String> {
+    let since = Instant::now();
+    let failed = |what: &str, error| format!("cannot {what} {storage} ({})", crate::rank::chain(&error));
+    let why = loop {
+        // Opened anew each time: the folder itself may come late.
+        let store = store::open_existing(storage).map_err(|error| failed("open", error));
+        let read = store.map(|store| (store.read_small(FILE, LIMIT), store));
+        let why = match read {
+            Ok((Ok(Some(read)), store)) if read == word.as_bytes() => {
+                return write(&*store, &format!("{FILE}.{rank}")).map_err(|error| failed("write to", error));
             }
-            false => {
-                "see to it that the nodes may use it: credentials come from the variables the run was submitted with"
-            }
+            Ok((Ok(Some(_)), _)) => format!("sees another {storage} than the driver"),
+            Ok((Ok(None), _)) => format!("does not see in {storage} what the driver put there"),
+            Ok((Err(error), _)) => break failed("read", error),
+            Err(why) => why,
         };
-        let what = format!("{NOT_SHARED}: rank {rank} on node `{node}` {why}; {remedy}");
-        Err(Error::Config { path: "run.storage".into(), why: what })
+        if since.elapsed() >= settled {
+            break why;
+        }
+        std::thread::sleep(LOOK);
     };
-    let store = match store::open_existing(storage) {
-        Ok(store) => store,
-        Err(error) => return refused(format!("cannot open {storage} ({})", crate::rank::chain(&error))),
+    Err(why)
+}
+
+/// The error that a node does not share the storage, with what to do.
+fn refused(storage: &str, rank: u32, node: &str, why: &str) -> Error {
+    let remedy = match Path::new(storage).is_absolute() {
+        true => {
+            "set run.storage to a folder on a file system that all nodes mount, or to an object store's URL"
+        }
+        false => {
+            "see to it that the nodes may use it: credentials come from the variables the run was submitted with"
+        }
     };
-    match store.read_small(FILE, LIMIT) {
-        Ok(Some(read)) if read == word.as_bytes() => {}
-        Ok(Some(_)) => return refused(format!("sees another {storage} than the driver")),
-        Ok(None) => return refused(format!("does not see in {storage} what the driver put there")),
-        Err(error) => return refused(format!("cannot read {storage} ({})", crate::rank::chain(&error))),
+    Error::config("run.storage", format!("{NOT_SHARED}: rank {rank} on node `{node}` {why}; {remedy}"))
+}
+
+/// What a shell on each seat does, for programs that are not ours: its arguments are the folder and the word.
+const SHELL: &str = r#"for _ in 1 2 3 4 5 6 7 8 9 10; do
+    [ "$(cat "$0/.preflight" 2>/dev/null)" = "$1" ] && break; sleep 0.3
+done
+[ "$(cat "$0/.preflight" 2>/dev/null)" = "$1" ] || { echo "does not see in $0 what the driver put there"; exit 1; }
+: > "$0/.preflight.$REGATTA_SLOT" && rm "$0/.preflight.$REGATTA_SLOT" || { echo "cannot write to $0"; exit 1; }
+"#;
+
+/// Has every seat of a lease look, where the ranks will be programs that are not ours. Object stores they do not use.
+pub(crate) async fn check_seats(spawner: &dyn Spawner, lease: &Lease, storage: &str) -> Result<()> {
+    if spawner.engine() == EngineConfig::Local.name() || !Path::new(storage).is_absolute() {
+        return Ok(());
     }
-    match write(&*store, &format!("{FILE}.{rank}")) {
-        Ok(()) => Ok(()),
-        Err(error) => refused(format!("cannot write to {storage} ({})", crate::rank::chain(&error))),
+    let Probe(word) = lay(storage)?;
+    let command = WorkerCommand::new("/bin/sh").arg("-c").arg(SHELL).arg(storage).arg(word);
+    let mut events = spawner.launch(lease.id, Launch::new(command)).await?;
+    let mut wrong = None;
+    let all = async {
+        while let Some(event) = events.next().await {
+            let (slot, why) = match event {
+                WorkerEvent::Exited { slot, exit } if exit.reason != Reason::Succeeded => {
+                    (slot, exit.tail.last().cloned().unwrap_or_else(|| exit.to_string()))
+                }
+                WorkerEvent::Lost { slot, cause } => (slot, cause),
+                _ => continue,
+            };
+            wrong.get_or_insert((slot, why));
+        }
+    };
+    if tokio::time::timeout(SEATS, all).await.is_err() {
+        let why = format!(
+            "one of its nodes did not answer within {SEATS:?}: is {storage} a file system that hangs?"
+        );
+        return Err(Error::NotAvailable { what: "the run's storage", why });
+    }
+    clear(storage);
+    match wrong {
+        None => Ok(()),
+        Some((slot, why)) => {
+            let node = lease.seats.get(slot).map_or("", |seat| seat.node.as_str());
+            Err(refused(storage, slot as u32, node, &why))
+        }
     }
 }
 
@@ -90,12 +155,13 @@ mod tests {
     fn a_folder_of_ones_own_is_refused_with_what_to_do() {
         let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let probe = lay(one.path().to_str().unwrap()).unwrap();
-        let refused = |folder: &Path| check(&probe, folder.to_str().unwrap(), 3).unwrap_err().to_string();
+        let refused = |folder: &Path| {
+            let storage = folder.to_str().unwrap();
+            let why = look(&probe, storage, 3, Duration::ZERO).unwrap_err();
+            refused(storage, 3, "n2", &why).to_string()
+        };
         let error = refused(other.path());
-        assert!(
-            error.contains(NOT_SHARED) && error.contains("rank 3") && error.contains("does not see"),
-            "{error}"
-        );
+        assert!(error.contains(NOT_SHARED) && error.contains("rank 3 on node `n2` does not see"), "{error}");
         assert!(error.contains("set run.storage to a folder"), "{error}");
         lay(other.path().to_str().unwrap()).unwrap();
         assert!(refused(other.path()).contains("sees another"));
