@@ -3,8 +3,10 @@
 //! Skipped unless `REGATTA_TEST_RAY` names the folder of a running cluster, as `cargo xtask test-engines ray` sets it up; it also
 //! names the program of the example, `REGATTA_TEST_EXAMPLE`.
 
+#[allow(dead_code, reason = "the cluster's own tests use all of it")]
 #[path = "../../cluster/tests/ray_nodes/mod.rs"]
 mod ray_nodes;
+#[allow(dead_code, reason = "the tests of this host use all of it")]
 #[path = "../it/support.rs"]
 mod support;
 
