@@ -1,5 +1,10 @@
 //! The names of the variables every worker finds in its environment, whatever engine started it.
 
+#[cfg(any(feature = "ray", feature = "slurm"))]
+use std::collections::BTreeMap;
+#[cfg(any(feature = "ray", feature = "slurm"))]
+use std::ffi::OsString;
+
 /// Its place in the gang, counted from 0.
 pub const SLOT: &str = "REGATTA_SLOT";
 /// How many workers the gang has.
@@ -36,3 +41,35 @@ pub const THREADS: [&str; 5] = [
     "RAYON_NUM_THREADS",
     "NUMEXPR_NUM_THREADS",
 ];
+
+/// What a worker finds in its environment on an engine of a cluster: the driver's own variables, the seat's, the command's,
+/// the slot's. Its GPUs are named here unless the engine does that itself.
+#[cfg(any(feature = "ray", feature = "slurm"))]
+pub(crate) fn of_worker(
+    lease: &crate::Lease,
+    seat: &crate::Seat,
+    launch: &crate::Launch,
+    gpus: Option<String>,
+) -> BTreeMap<OsString, OsString> {
+    let command = &launch.command;
+    let inherited = crate::WorkerCommand { env: BTreeMap::new(), ..command.clone() };
+    let mut variables = crate::engine::shell::environment(&inherited);
+    variables.remove(std::ffi::OsStr::new("CUDA_VISIBLE_DEVICES"));
+    let mut set = |name: &str, value: OsString| drop(variables.insert(name.into(), value));
+    set(SLOT, seat.slot.to_string().into());
+    set(SLOTS, lease.workers().to_string().into());
+    set(LOCAL_SLOT, seat.local_slot.to_string().into());
+    set(ATTEMPT, launch.attempt.to_string().into());
+    set(NODE, (&seat.node).into());
+    if let Some(gpus) = gpus {
+        set("CUDA_VISIBLE_DEVICES", gpus.into());
+    }
+    if !seat.resources.cpu.is_zero() {
+        let threads = seat.resources.cpu.units().max(1).to_string();
+        THREADS.iter().for_each(|name| set(name, (&threads).into()));
+    }
+    command.env.iter().for_each(|(name, value)| set(name, value.clone()));
+    let own = launch.slot_env.get(seat.slot).into_iter().flatten();
+    own.for_each(|(name, value)| set(name, value.clone()));
+    variables
+}

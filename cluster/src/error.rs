@@ -225,20 +225,44 @@ pub enum Error {
         /// What to do about it, with its own punctuation; may be empty.
         advice: String,
     },
+    /// The engine cannot be reached. Look at the address, and whether it is up.
+    #[error("cannot reach {engine} at {address}: {reason}; {advice}")]
+    Unreachable {
+        /// The engine.
+        engine: &'static str,
+        /// Its address.
+        address: String,
+        /// What happened.
+        reason: String,
+        /// What to do about it.
+        advice: &'static str,
+    },
+    /// The engine does not let this client in. Give it a token that it knows.
+    #[error("{engine} at {address} lets nobody in like this: {reason}; {advice}")]
+    Unauthorized {
+        /// The engine.
+        engine: &'static str,
+        /// Its address.
+        address: String,
+        /// What it did not like.
+        reason: String,
+        /// What to do about it.
+        advice: &'static str,
+    },
     /// The program was built without this engine.
     #[error("this program was built without the {engine} engine: build it with the cargo feature `{engine}`")]
     NotBuilt {
         /// The engine.
         engine: &'static str,
     },
-    /// No job of this name was submitted to the engine from this folder. Look at the name, and at the folder.
-    #[error("{engine} has no job `{job}` in {}: it was not submitted from this folder", folder.display())]
+    /// The engine remembers no job of this name. Look at the name, and at where it was submitted.
+    #[error("{engine} has no job `{job}` in {}: it was not submitted there, or is forgotten", folder.display())]
     UnknownJob {
         /// The engine.
         engine: &'static str,
         /// The name.
         job: crate::engine::JobId,
-        /// Where jobs are remembered.
+        /// Where jobs are remembered: a folder, or the engine's own address.
         folder: PathBuf,
     },
     /// The gang failed. Handle it, by launching the gang again perhaps, or make it your own with [`Failure::of`].

@@ -97,6 +97,7 @@ pub mod contract;
 pub mod engine;
 pub mod env;
 pub mod local;
+pub mod ray;
 pub mod slurm;
 
 pub use allocator::{Allocator, Decision, MAX_WORKERS, RequestId};

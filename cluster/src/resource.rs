@@ -235,6 +235,19 @@ impl Resources {
         }
     }
 
+    /// What is left when this is taken away, nothing where there is less than that.
+    #[cfg(feature = "ray")]
+    pub(crate) fn less(mut self, taken: &Self) -> Self {
+        let rest = |all: Milli, part: Milli| Milli(all.0.saturating_sub(part.0));
+        (self.cpu, self.gpu) = (rest(self.cpu, taken.cpu), rest(self.gpu, taken.gpu));
+        self.memory = Bytes(self.memory.0.saturating_sub(taken.memory.0));
+        for (name, amount) in &mut self.custom {
+            *amount = rest(*amount, taken.custom(name));
+        }
+        self.custom.retain(|_, amount| !amount.is_zero());
+        self
+    }
+
     /// Whether it asks for nothing.
     #[must_use]
     pub fn is_none(&self) -> bool {

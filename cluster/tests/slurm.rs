@@ -4,27 +4,22 @@
 //! nodes `n1` to `n3` of two CPUs on this host, the process id of each node's daemon in `pid/<node>`, partitions `main` and,
 //! with the right to preempt it, `urgent`.
 
+mod gangs;
 mod nodes;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
+use gangs::{PATIENCE, RECOVERED, ROLE, SECRET, Watched, driver, now, run, say, worker};
 use libtest_mimic::{Arguments, Trial};
 use nodes::{Node, alive, environment_of, pids};
 use regatta_cluster::engine::{Engine, JobSpec, JobState, conformance};
-use regatta_cluster::gang::state::Event;
 use regatta_cluster::slurm::{SlurmConfig, SlurmEngine, SlurmSpawner};
 use regatta_cluster::*;
 
 const CLUSTER: &str = "REGATTA_TEST_SLURM";
-const ROLE: &str = "REGATTA_TEST_ROLE";
-const SECRET: &str = "a-secret-that-nobody-may-see";
-const PATIENCE: Duration = Duration::from_secs(60);
-/// From a failure to the first step of the new gang, with a heartbeat deadline of three seconds.
-const RECOVERED: Duration = Duration::from_secs(10);
-
 fn main() -> ExitCode {
     match std::env::var(ROLE).as_deref() {
         Ok("conform") => run(async {
@@ -32,117 +27,23 @@ fn main() -> ExitCode {
             regatta_cluster::conformance::all(&spawner).await;
             say("it conforms");
         }),
-        Ok("driver") => run(driver()),
+        Ok("driver") => run(drive()),
         Ok(_) => worker(),
         Err(_) => libtest_mimic::run(&Arguments::from_args(), trials()).exit_code(),
     }
-}
-
-fn run(what: impl Future<Output = ()>) -> ExitCode {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap()
-        .block_on(what);
-    ExitCode::SUCCESS
-}
-
-#[allow(clippy::print_stdout, reason = "the log of the driver is what the tests read")]
-fn say(text: &str) {
-    println!("{text}");
 }
 
 fn folder() -> PathBuf {
     PathBuf::from(std::env::var_os(CLUSTER).expect("a cluster")).join("jobs")
 }
 
-fn now() -> u128 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()
-}
+// The driver.
 
-// The worker: one step after the other until it is told to stop.
-
-fn worker() -> ExitCode {
-    let worker = Worker::from_env().expect("become a worker");
-    let (mut begun, mut step) = (false, 0);
-    loop {
-        match worker.next(Duration::from_millis(20)) {
-            Ok(Command::Assign(_)) => worker.ready().expect("ready"),
-            Ok(Command::Start { .. }) => begun = true,
-            Ok(Command::Stop { .. }) => return ExitCode::SUCCESS,
-            Ok(_) | Err(Error::Timeout { .. }) => {}
-            Err(_) => return ExitCode::from(9),
-        }
-        if begun {
-            let me = format!("{} {}", std::env::var(env::NODE).expect("a node"), std::process::id());
-            // Where reports wait for a controller that is away, the steps wait too.
-            if worker.report(step, me.into_bytes()).is_ok() {
-                step += 1;
-            }
-        }
-    }
-}
-
-// The driver: gangs, one after the other, away from the nodes that failed; it says what happens.
-
-async fn driver() {
-    say(&format!("driver {} on {}", std::process::id(), std::env::var("SLURMD_NODENAME").unwrap()));
+async fn drive() {
     let control = Control::bind(slurm::control()).await.unwrap();
-    let spawner = Arc::new(SlurmSpawner::from_env(SlurmConfig::default()).await.unwrap());
-    let timing =
-        Timing { suspect: Duration::from_secs(1), dead: Duration::from_secs(3), ..Timing::default() };
-    let command = WorkerCommand::myself().unwrap().env(ROLE, "worker").env("SECRET", SECRET);
-    let mut request = GangRequest::new("test", 2, Resources::cpus(1)).placement(Placement::StrictSpread);
-    for attempt in 1..10 {
-        let mut spec =
-            GangSpec::new(format!("test-{attempt}"), request.clone(), command.clone()).timing(timing);
-        spec.attempt = attempt;
-        spec.logs = Some(folder().join("logs"));
-        let mut gang = Gang::launch(&control, spawner.clone(), spec).await.unwrap();
-        let failure = match gang.joined(drop).await {
-            Err(Error::Gang(failure)) => *failure,
-            joined => {
-                joined.unwrap();
-                gang.start(Begin::default()).unwrap();
-                steps(&mut gang, attempt).await
-            }
-        };
-        let node = gang.lease().seats[failure.root.slot as usize].node.clone();
-        say(&format!("failed {attempt} at {} on {node}: {}", now(), failure.root));
-        if matches!(failure.root.kind, CauseKind::Silent { .. } | CauseKind::Lost) {
-            request.excluded.insert(node);
-        }
-        // What is left of it ends beside the new one's start.
-        tokio::spawn(gang.stop(Duration::ZERO));
-    }
-}
-
-/// Follows a gang until it fails; says once that both ranks are beyond their third step.
-async fn steps(gang: &mut Gang, attempt: u32) -> Failure {
-    let mut at = [0, 0];
-    let mut said = false;
-    while let Some(event) = gang.next().await {
-        match event {
-            GangEvent::Message(message) => {
-                if let MessageBody::Report { step, payload } = &message.body {
-                    let place = String::from_utf8_lossy(payload).into_owned();
-                    if *step == 0 {
-                        say(&format!("rank {} of {attempt} on {place}", message.rank));
-                    }
-                    at[message.rank as usize] = *step;
-                }
-                gang.acknowledge(&message).unwrap();
-                if !said && at.iter().all(|step| *step >= 3) {
-                    said = true;
-                    say(&format!("stepping {attempt} at {}", now()));
-                }
-            }
-            GangEvent::Happened(Event::Failed(failure)) => return failure,
-            _ => {}
-        }
-    }
-    panic!("the gang was over without a failure");
+    let spawner = SlurmSpawner::from_env(SlurmConfig::default()).await.unwrap();
+    driver(control, Arc::new(spawner), &std::env::var("SLURMD_NODENAME").unwrap(), folder().join("logs"))
+        .await;
 }
 
 // The tests.
@@ -157,9 +58,7 @@ fn trials() -> Vec<Trial> {
         .with_ignored_flag(!here)
     };
     vec![
-        trial("the_engine_conforms", || {
-            Box::pin(regatta_cluster::engine::conformance::all(Arc::new(engine())))
-        }),
+        trial("the_engine_conforms", || Box::pin(regatta_cluster::engine::conformance::all(engine()))),
         trial("the_spawner_conforms", || Box::pin(spawner_conforms())),
         trial("a_killed_worker_is_replaced", || Box::pin(worker_killed())),
         trial("a_killed_node_is_replaced", || Box::pin(node_fails(Node::kill))),
@@ -173,78 +72,23 @@ fn trials() -> Vec<Trial> {
     ]
 }
 
-fn engine() -> SlurmEngine {
-    SlurmEngine::new(SlurmConfig::default(), folder())
+fn engine() -> Arc<dyn Engine> {
+    Arc::new(SlurmEngine::new(SlurmConfig::default(), folder()))
 }
 
 /// This program in another role, on so many nodes.
 fn job(role: &str, nodes: usize) -> JobSpec {
-    let mut spec = conformance::job("");
-    spec.command = WorkerCommand::myself().unwrap().env(ROLE, role).env("SECRET", SECRET);
-    spec.room = GangRequest::new("test", nodes, Resources::cpus(2)).placement(Placement::StrictSpread);
-    spec
-}
-
-/// Follows a driver's log.
-struct Watched {
-    engine: SlurmEngine,
-    spec: JobSpec,
-    from: u64,
-    log: String,
-}
-
-impl Watched {
-    async fn submit(spec: JobSpec) -> Self {
-        let engine = engine();
-        conformance::submit(&engine, &spec).await;
-        Self { engine, spec, from: 0, log: String::new() }
-    }
-
-    /// Waits for a line that begins so, and returns what follows there.
-    async fn line(&mut self, start: &str) -> String {
-        let since = Instant::now();
-        loop {
-            let whole = self.log.rfind('\n').map_or("", |end| &self.log[..end]);
-            if let Some(line) = whole.lines().find_map(|line| line.strip_prefix(start)) {
-                return line.to_owned();
-            }
-            assert!(since.elapsed() < PATIENCE, "`{start}` was awaited; the log is\n{}", self.log);
-            let part = self.engine.logs(&self.spec.id, self.from, Duration::from_secs(1)).await.unwrap();
-            assert!(!part.end, "`{start}` was awaited, the job is over; the log is\n{}", self.log);
-            self.from = part.next;
-            self.log.push_str(&String::from_utf8_lossy(&part.bytes));
-        }
-    }
-
-    /// The node and the process id of a rank.
-    async fn rank(&mut self, rank: usize, attempt: u32) -> (String, i32) {
-        let line = self.line(&format!("rank {rank} of {attempt} on ")).await;
-        let (node, pid) = line.split_once(' ').unwrap();
-        (node.to_owned(), pid.parse().unwrap())
-    }
-
-    async fn cancel(&self) -> JobState {
-        self.engine.cancel(&self.spec.id, Duration::ZERO).await.unwrap().state
-    }
-
-    /// How long after this moment the attempt stepped.
-    async fn recovered(&mut self, attempt: u32, since: u128) -> Duration {
-        let at: u128 = self.line(&format!("stepping {attempt} at ")).await.parse().unwrap();
-        let took = Duration::from_millis((at - since) as u64);
-        let failed = self.line(&format!("failed {} at ", attempt - 1)).await;
-        eprintln!("a new gang stepped after {took:?}; failed at {failed}");
-        took
-    }
+    gangs::job(role, nodes, Resources::cpus(2))
 }
 
 async fn spawner_conforms() {
-    let mut watched = Watched::submit(job("conform", 2)).await;
+    let mut watched = Watched::submit(engine(), job("conform", 2)).await;
     watched.line("it conforms").await;
-    assert_eq!(conformance::ended(&watched.engine, &watched.spec.id).await, Reason::Succeeded);
+    assert_eq!(conformance::ended(&*watched.engine, &watched.spec.id).await, Reason::Succeeded);
 }
 
 async fn worker_killed() {
-    let mut watched = Watched::submit(job("driver", 2)).await;
+    let mut watched = Watched::submit(engine(), job("driver", 2)).await;
     watched.line("stepping 1 at ").await;
     let (node, pid) = watched.rank(1, 1).await;
     let since = now();
@@ -263,7 +107,7 @@ async fn worker_killed() {
 async fn node_fails(how: fn(&Node)) {
     let mut spec = job("driver", 2);
     spec.spare_nodes = 1;
-    let mut watched = Watched::submit(spec).await;
+    let mut watched = Watched::submit(engine(), spec).await;
     watched.line("stepping 1 at ").await;
     let (driver, (node, _)) = (watched.line("driver ").await, watched.rank(1, 1).await);
     assert!(!driver.ends_with(&node), "the driver stands on {node} too");
@@ -281,18 +125,18 @@ async fn node_fails(how: fn(&Node)) {
 }
 
 async fn driver_killed() {
-    let mut watched = Watched::submit(job("driver", 2)).await;
+    let mut watched = Watched::submit(engine(), job("driver", 2)).await;
     watched.line("stepping 1 at ").await;
     let ranks = [watched.rank(0, 1).await.1, watched.rank(1, 1).await.1];
     let driver = watched.line("driver ").await.split(' ').next().unwrap().parse().unwrap();
     nodes::signal(driver, rustix::process::Signal::KILL);
-    let reason = conformance::ended(&watched.engine, &watched.spec.id).await;
+    let reason = conformance::ended(&*watched.engine, &watched.spec.id).await;
     assert_eq!(reason, Reason::UserError { code: 137 });
     nodes::gone(&ranks, PATIENCE);
 }
 
 async fn cancelled() {
-    let mut watched = Watched::submit(job("driver", 2)).await;
+    let mut watched = Watched::submit(engine(), job("driver", 2)).await;
     watched.line("stepping 1 at ").await;
     let ranks = [watched.rank(0, 1).await.1, watched.rank(1, 1).await.1];
     let other = engine();
@@ -306,7 +150,7 @@ async fn preempted() {
     spec.command = regatta_cluster::conformance::sh(
         "trap 'echo told; exit 75' USR2; echo ready; while :; do sleep 0.05; done",
     );
-    let mut low = Watched::submit(spec).await;
+    let mut low = Watched::submit(engine(), spec).await;
     low.line("ready").await;
     let mut urgent = job("", 3);
     urgent.command = regatta_cluster::conformance::sh("echo urgent");
@@ -315,8 +159,8 @@ async fn preempted() {
         folder(),
     );
     conformance::submit(&urgently, &urgent).await;
-    let reason = conformance::ended(&low.engine, &low.spec.id).await;
-    assert!(conformance::log(&low.engine, &low.spec.id).await.contains("told"), "it ended with {reason:?}");
+    let reason = conformance::ended(&*low.engine, &low.spec.id).await;
+    assert!(conformance::log(&*low.engine, &low.spec.id).await.contains("told"), "it ended with {reason:?}");
     assert_eq!(reason, Reason::Preempted);
     assert_eq!(conformance::ended(&urgently, &urgent.id).await, Reason::Succeeded);
 }
@@ -345,7 +189,7 @@ async fn no_capacity() {
 }
 
 async fn secrets() {
-    let mut watched = Watched::submit(job("driver", 2)).await;
+    let mut watched = Watched::submit(engine(), job("driver", 2)).await;
     watched.line("stepping 1 at ").await;
     let number =
         watched.engine.describe(std::slice::from_ref(&watched.spec.id)).await.unwrap()[0].engine_id.clone();
@@ -391,7 +235,7 @@ async fn latency() {
         nodes::all_idle(PATIENCE);
 
         let since = now();
-        let mut watched = Watched::submit(job("driver", 2)).await;
+        let mut watched = Watched::submit(engine(), job("driver", 2)).await;
         let stepping: u128 = watched.line("stepping 1 at ").await.parse().unwrap();
         ours.push(stepping - since);
         watched.cancel().await;

@@ -7,7 +7,7 @@ pub(crate) mod rendezvous;
 mod service;
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -69,6 +69,17 @@ impl Default for ControlConfig {
             hello_timeout: Duration::from_secs(5),
             http: None,
         }
+    }
+}
+
+impl ControlConfig {
+    /// A port on all addresses of this host, which workers dial under this name.
+    #[must_use]
+    pub fn everywhere(host: impl Into<String>) -> Self {
+        // A host without IPv6 has no such address to bind.
+        let v6 = std::net::TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).is_ok();
+        let any = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { IpAddr::from([0, 0, 0, 0]) };
+        Self { listen: (any, 0).into(), advertise: Some(host.into()), ..Self::default() }
     }
 }
 

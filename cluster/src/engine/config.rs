@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::Engine;
 use crate::control::ControlConfig;
 use crate::error::{Error, Result};
+use crate::ray::RayConfig;
 use crate::slurm::SlurmConfig;
 use crate::spawner::Spawner;
 
@@ -24,11 +25,19 @@ pub enum EngineConfig {
     Local,
     /// A job of a cluster under Slurm.
     Slurm(Box<SlurmConfig>),
+    /// A job of a Ray cluster.
+    Ray(Box<RayConfig>),
 }
 
 impl From<SlurmConfig> for EngineConfig {
     fn from(config: SlurmConfig) -> Self {
         Self::Slurm(Box::new(config))
+    }
+}
+
+impl From<RayConfig> for EngineConfig {
+    fn from(config: RayConfig) -> Self {
+        Self::Ray(Box::new(config))
     }
 }
 
@@ -39,6 +48,7 @@ impl EngineConfig {
         match self {
             Self::Local => "local",
             Self::Slurm(_) => "slurm",
+            Self::Ray(_) => "ray",
         }
     }
 
@@ -47,6 +57,7 @@ impl EngineConfig {
         match self {
             Self::Local => Ok(()),
             Self::Slurm(config) => config.check(),
+            Self::Ray(config) => config.check(),
         }
     }
 
@@ -55,6 +66,7 @@ impl EngineConfig {
     pub fn shares_files(&self) -> bool {
         match self {
             Self::Local | Self::Slurm(_) => true,
+            Self::Ray(_) => false,
         }
     }
 }
@@ -66,6 +78,8 @@ pub fn engine(config: &EngineConfig, folder: &Path) -> Result<Arc<dyn Engine>> {
         EngineConfig::Local => Arc::new(super::local::LocalEngine::new(folder)),
         #[cfg(feature = "slurm")]
         EngineConfig::Slurm(config) => Arc::new(crate::slurm::SlurmEngine::new((**config).clone(), folder)),
+        #[cfg(feature = "ray")]
+        EngineConfig::Ray(config) => Arc::new(crate::ray::RayEngine::new((**config).clone())?),
         #[allow(unreachable_patterns, reason = "all engines are built in")]
         other => return Err(not_built(other)),
     })
@@ -77,6 +91,8 @@ pub fn control(config: &EngineConfig) -> Result<ControlConfig> {
         EngineConfig::Local => ControlConfig::default(),
         #[cfg(feature = "slurm")]
         EngineConfig::Slurm(_) => crate::slurm::control(),
+        #[cfg(feature = "ray")]
+        EngineConfig::Ray(_) => crate::ray::control(),
         #[allow(unreachable_patterns, reason = "all engines are built in")]
         other => return Err(not_built(other)),
     })
@@ -97,6 +113,8 @@ pub async fn spawner(config: &EngineConfig) -> Result<Arc<dyn Spawner>> {
         EngineConfig::Slurm(config) => {
             Arc::new(crate::slurm::SlurmSpawner::from_env((**config).clone()).await?)
         }
+        #[cfg(feature = "ray")]
+        EngineConfig::Ray(config) => Arc::new(crate::ray::RaySpawner::from_env((**config).clone()).await?),
         #[allow(unreachable_patterns, reason = "all engines are built in")]
         other => return Err(not_built(other)),
     })

@@ -80,11 +80,5 @@ pub const LAUNCH_NODE: &str = "launch-node.regatta";
 #[cfg(feature = "slurm")]
 #[must_use]
 pub fn control() -> ControlConfig {
-    use std::net::{Ipv6Addr, SocketAddr};
-
-    // A host without IPv6 has no such address to bind.
-    let v6 = std::net::TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).is_ok();
-    let listen =
-        if v6 { SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)) } else { SocketAddr::from(([0, 0, 0, 0], 0)) };
-    ControlConfig { listen, advertise: Some(LAUNCH_NODE.into()), ..ControlConfig::default() }
+    ControlConfig::everywhere(LAUNCH_NODE)
 }

@@ -15,7 +15,6 @@ use async_trait::async_trait;
 use super::step::{Order, Step};
 use super::tool::Tools;
 use super::{ENGINE, SlurmConfig, script, text};
-use crate::engine::shell;
 use crate::env;
 use crate::error::{Error, Result};
 use crate::events::{EventSender, Events, queue};
@@ -205,7 +204,8 @@ impl Inner {
         let nonce = Token::random().expose()[..16].to_owned();
         let log =
             launch.logs.as_ref().map(|folder| Log::open(folder, launch.attempt, seat.slot)).transpose()?;
-        let mut variables = environment(lease, seat, launch);
+        let numbers = || seat.gpus.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+        let mut variables = env::of_worker(lease, seat, launch, script::names_gpus(seat).then(numbers));
         variables.extend([script::variable(env::WORKER, &id.0)]);
         let mut command = launch.command.clone();
         // Where the driver stands, unless said otherwise: a step begins elsewhere on some sites.
@@ -291,33 +291,6 @@ impl Inner {
         }
         Self::all_ended(&running, self.config.kill_patience()).await;
     }
-}
-
-/// What the worker finds in its environment: the driver's own variables, the seat's, the command's, the slot's.
-fn environment(lease: &Lease, seat: &Seat, launch: &Launch) -> BTreeMap<OsString, OsString> {
-    let command = &launch.command;
-    let mut variables =
-        shell::environment(&crate::spawner::WorkerCommand { env: BTreeMap::new(), ..command.clone() });
-    variables.extend([
-        script::variable(env::SLOT, seat.slot.to_string()),
-        script::variable(env::SLOTS, lease.workers().to_string()),
-        script::variable(env::LOCAL_SLOT, seat.local_slot.to_string()),
-        script::variable(env::ATTEMPT, launch.attempt.to_string()),
-        script::variable(env::NODE, &seat.node),
-    ]);
-    variables.remove(std::ffi::OsStr::new("CUDA_VISIBLE_DEVICES"));
-    if script::names_gpus(seat) {
-        let gpus: Vec<String> = seat.gpus.iter().map(u32::to_string).collect();
-        variables.extend([script::variable("CUDA_VISIBLE_DEVICES", gpus.join(","))]);
-    }
-    if !seat.resources.cpu.is_zero() {
-        let threads = seat.resources.cpu.units().max(1).to_string();
-        variables.extend(env::THREADS.map(|name| script::variable(name, &threads)));
-    }
-    variables.extend(command.env.iter().map(|(name, value)| script::variable(name, value)));
-    let own = launch.slot_env.get(seat.slot).into_iter().flatten();
-    variables.extend(own.map(|(name, value)| script::variable(name, value)));
-    variables
 }
 
 #[async_trait]

@@ -1,10 +1,14 @@
 //! The nodes of a test cluster on this host: how to break one, and how to put it back.
 
+#[path = "../host/mod.rs"]
+mod host;
+
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+pub(crate) use host::*;
+use rustix::process::Signal;
 
 fn run_folder() -> PathBuf {
     PathBuf::from(std::env::var_os("REGATTA_TEST_SLURM").expect("a cluster"))
@@ -16,58 +20,12 @@ pub(crate) fn tool(name: &str, args: &[&str]) -> String {
     format!("{}{}", String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr))
 }
 
-/// Waits until there is something.
-pub(crate) fn eventually<T>(within: Duration, mut look: impl FnMut() -> Option<T>) -> T {
-    let since = Instant::now();
-    loop {
-        match look() {
-            Some(found) => return found,
-            None if since.elapsed() > within => panic!("it did not happen within {within:?}"),
-            None => std::thread::sleep(Duration::from_millis(20)),
-        }
-    }
-}
-
 /// Waits until no job and no broken node is left.
 pub(crate) fn all_idle(within: Duration) {
     eventually(within, || {
         let idle = tool("sinfo", &["-h", "-N", "-p", "main", "-t", "idle", "-o", "%N"]);
         (idle.lines().count() == 3).then_some(())
     });
-}
-
-pub(crate) fn pids() -> Vec<i32> {
-    let entries = std::fs::read_dir("/proc").unwrap().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
-}
-
-fn read(pid: i32, what: &str) -> String {
-    String::from_utf8_lossy(&std::fs::read(format!("/proc/{pid}/{what}")).unwrap_or_default()).into_owned()
-}
-
-pub(crate) fn environment_of(pid: i32) -> String {
-    read(pid, "environ")
-}
-
-fn parent(pid: i32) -> Option<i32> {
-    let status = read(pid, "status");
-    status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok())
-}
-
-pub(crate) fn alive(pid: i32) -> bool {
-    let stat = read(pid, "stat");
-    !stat.is_empty() && !stat.contains(") Z ")
-}
-
-/// Waits until none of the processes is left.
-pub(crate) fn gone(pids: &[i32], within: Duration) {
-    eventually(within, || (!pids.iter().any(|pid| alive(*pid))).then_some(()));
-}
-
-pub(crate) fn signal(pid: i32, signal: Signal) {
-    if let Some(pid) = Pid::from_raw(pid) {
-        kill_process(pid, signal).ok();
-    }
 }
 
 /// A node: its daemon, with what is needed to start that again.
