@@ -95,6 +95,8 @@ mod spawner;
 pub mod conformance;
 pub mod engine;
 pub mod env;
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
 pub mod local;
 #[cfg(feature = "slurm")]
 pub mod slurm;

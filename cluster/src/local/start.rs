@@ -20,15 +20,6 @@ use crate::events::EventSender;
 use crate::request::Seat;
 use crate::spawner::{Launch, WorkerEvent, WorkerId};
 
-/// Libraries that would otherwise start a thread for every CPU of the host, in every worker.
-const THREAD_VARIABLES: [&str; 5] = [
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "RAYON_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-];
-
 /// One worker's start.
 pub(super) struct Start<'a> {
     pub(super) launch: &'a Launch,
@@ -122,7 +113,7 @@ impl Start<'_> {
         }
         if !seat.resources.cpu.is_zero() {
             let threads = seat.resources.cpu.units().max(1).to_string();
-            vars.extend(THREAD_VARIABLES.map(|name| (name, threads.clone().into())));
+            vars.extend(env::THREADS.map(|name| (name, threads.clone().into())));
         }
         vars
     }

@@ -25,15 +25,6 @@ use crate::resource::{Bytes, Milli, Resources};
 use crate::spawner::{Launch, NodeStatus, Spawner, WorkerId};
 use crate::token::Token;
 
-/// Variables that hold libraries' thread counts down to the seat's CPUs.
-const THREADS: [&str; 5] = [
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "RAYON_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-];
-
 /// Gangs as steps of the job this process runs in. Dropping it ends every worker, without waiting.
 #[derive(Debug)]
 pub struct SlurmSpawner {
@@ -309,7 +300,7 @@ fn environment(lease: &Lease, seat: &Seat, launch: &Launch) -> BTreeMap<OsString
     }
     if !seat.resources.cpu.is_zero() {
         let threads = seat.resources.cpu.units().max(1).to_string();
-        variables.extend(THREADS.map(|name| script::variable(name, &threads)));
+        variables.extend(env::THREADS.map(|name| script::variable(name, &threads)));
     }
     variables.extend(command.env.iter().map(|(name, value)| script::variable(name, value)));
     let own = launch.slot_env.get(seat.slot).into_iter().flatten();
