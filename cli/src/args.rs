@@ -24,6 +24,19 @@ pub(crate) enum Command {
     Train(Train),
     /// Go on with a run that was stopped, failed or lost its controller
     Resume(Resume),
+    /// Submit a run, or going on with one, as a job of its engine
+    Submit(Submit),
+    /// List jobs that were submitted
+    Jobs(Jobs),
+    /// Follow a job until it ends; Ctrl-C leaves it alone
+    Attach(Attach),
+    /// Ask a job's run to save and leave, and end it
+    Cancel(Cancel),
+    /// Print what submitting would hand to the engine
+    Render(Submit),
+    /// What a job runs
+    #[command(hide = true)]
+    Drive,
     /// Run a program N times with torchrun's environment
     Launch(Launch),
     /// List runs
@@ -56,10 +69,9 @@ pub(crate) struct Source {
     pub(crate) overrides: Vec<String>,
 }
 
+/// What is set so often that it has options of its own.
 #[derive(Debug, Args)]
-pub(crate) struct Train {
-    #[command(flatten)]
-    pub(crate) source: Source,
+pub(crate) struct Common {
     /// The run's name; one is drawn otherwise
     #[arg(long)]
     pub(crate) name: Option<String>,
@@ -75,6 +87,17 @@ pub(crate) struct Train {
     /// The seed
     #[arg(long)]
     pub(crate) seed: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Train {
+    #[command(flatten)]
+    pub(crate) source: Source,
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// Drive the run in this process, which is an allocation's shell or a job of the engine's
+    #[arg(long)]
+    pub(crate) here: bool,
     /// Print the plan and do nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -103,11 +126,64 @@ pub(crate) struct Resume {
     /// How many workers go on with it; as many as before otherwise
     #[arg(long, short)]
     pub(crate) workers: Option<usize>,
+    /// Drive the run in this process, which is an allocation's shell or a job of the engine's
+    #[arg(long)]
+    pub(crate) here: bool,
+    /// What places them from now on, as in `Local` or `Slurm(nodes: 2)`; as before otherwise
+    #[arg(long)]
+    pub(crate) engine: Option<String>,
     /// Where runs lie
     #[arg(long, default_value = ROOT)]
     pub(crate) root: PathBuf,
     #[command(flatten)]
     pub(crate) show: Shown,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Submit {
+    /// The experiment file; or a run to go on with: its name, the beginning of it, or its folder
+    pub(crate) what: PathBuf,
+    /// Values to set: `optim.lr=0.01`, `engine.nodes=2`
+    pub(crate) overrides: Vec<String>,
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// Where runs lie that are gone on with
+    #[arg(long, default_value = ROOT)]
+    pub(crate) root: PathBuf,
+    /// Follow the job until it ends
+    #[arg(long)]
+    pub(crate) attach: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Jobs {
+    /// Only those that are not over
+    #[arg(long)]
+    pub(crate) active: bool,
+    /// Where runs lie
+    #[arg(long, default_value = ROOT)]
+    pub(crate) root: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Attach {
+    /// The job: its name, the beginning of it, or its run
+    pub(crate) job: String,
+    /// Where runs lie
+    #[arg(long, default_value = ROOT)]
+    pub(crate) root: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Cancel {
+    /// The job: its name, the beginning of it, or its run
+    pub(crate) job: String,
+    /// How long the run gets to finish its step and save, in seconds
+    #[arg(long, default_value_t = 60.0)]
+    pub(crate) grace: f64,
+    /// Where runs lie
+    #[arg(long, default_value = ROOT)]
+    pub(crate) root: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -152,7 +228,7 @@ pub(crate) struct Show {
 
 #[derive(Debug, Args)]
 pub(crate) struct Logs {
-    /// The run: its name, the beginning of it, or its folder
+    /// The run: its name, the beginning of it, or its folder; or a job, for what its driver wrote
     pub(crate) run: String,
     /// Only this rank's
     pub(crate) rank: Option<u32>,

@@ -10,11 +10,11 @@ use regatta_cluster::{
     WorkerCommand, WorkerEvent,
 };
 use regatta_train::command::{Contract, free_port};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::args::Launch;
 use crate::out;
 use crate::problem::{Outcome, Problem, exit};
+use crate::signals::Signals;
 
 /// How long the others get once one has failed.
 const AFTER_FAILURE: Duration = Duration::from_secs(3);
@@ -206,29 +206,4 @@ fn cause(slot: usize, exit: &Exit) -> Cause {
 
 fn told(slot: usize, kind: CauseKind, message: String) -> Cause {
     Cause { rank: slot as u32, slot: slot as u32, attempt: 1, generation: 0, kind, message }
-}
-
-/// SIGINT and SIGTERM.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    fn listen() -> Outcome<Self> {
-        let listen = |kind| {
-            signal(kind).map_err(|error| Problem::failed(format!("cannot listen to signals: {error}")))
-        };
-        Ok(Signals {
-            interrupt: listen(SignalKind::interrupt())?,
-            terminate: listen(SignalKind::terminate())?,
-        })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
 }

@@ -13,7 +13,9 @@
 
 mod args;
 mod configure;
+mod drive;
 mod environment;
+mod jobs;
 mod launch;
 mod logs;
 mod out;
@@ -22,6 +24,8 @@ mod problem;
 mod progress;
 mod runs;
 mod settings;
+mod signals;
+mod submit;
 mod term;
 mod train;
 
@@ -71,6 +75,12 @@ fn obey(cli: Cli, program: &str) -> Outcome {
     match cli.command {
         Command::Train(args) => train::run(&args, json),
         Command::Resume(args) => train::resume(&args, json),
+        Command::Submit(args) => submit::submit(&args, json),
+        Command::Render(args) => submit::render(&args),
+        Command::Drive => drive::run(),
+        Command::Jobs(args) => jobs::list(&args, json),
+        Command::Attach(args) => jobs::attach(&args, json),
+        Command::Cancel(args) => jobs::cancel(&args, json),
         Command::Launch(args) => launch::run(&args),
         Command::Ls(args) => runs::ls(&args, json),
         Command::Show(args) => runs::show(&args, json),

@@ -10,6 +10,7 @@ use regatta_track::Reader;
 use regatta_track::state::Status;
 
 use crate::args::Logs;
+use crate::jobs;
 use crate::out;
 use crate::problem::{Outcome, Problem};
 use crate::runs;
@@ -60,7 +61,12 @@ fn numbered(folder: &Path, prefix: &str, suffix: &str) -> BTreeMap<u32, PathBuf>
 
 /// `regatta logs RUN [RANK] [-f]`.
 pub(crate) fn run(args: &Logs, json: bool) -> Outcome {
-    let found = runs::find(&args.run, &args.root)?;
+    let found = match (runs::find(&args.run, &args.root), jobs::find(&args.run, &args.root)) {
+        (Ok(found), _) => found,
+        // Of a job there is what its driver wrote, before there is a run and where its folder is elsewhere.
+        (Err(_), Ok(job)) => return jobs::driver_log(&job, args.follow),
+        (Err(problem), Err(_)) => return Err(problem),
+    };
     let logs = found.folder.join("logs");
     let attempts = numbered(&logs, "attempt_", "");
     let attempt = match args.attempt {

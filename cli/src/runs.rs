@@ -15,6 +15,13 @@ use crate::term::{bytes, duration, figure};
 /// Where runs lie unless told otherwise.
 pub(crate) const ROOT: &str = "runs";
 
+/// The folder in which runs of this storage lie on the controller's host.
+pub(crate) fn root_of(storage: &str) -> PathBuf {
+    let elsewhere =
+        (storage.contains("://") && !storage.starts_with("file://")) || storage.starts_with("memory:");
+    PathBuf::from(if elsewhere { ROOT } else { storage.trim_start_matches("file://") })
+}
+
 /// A run's folder, and what it is called by its place.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Found {

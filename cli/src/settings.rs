@@ -19,7 +19,7 @@ use crate::problem::{Outcome, Problem, advice};
 pub(crate) const PREFIX: &str = "REGATTA__";
 
 /// The parts of an experiment.
-const SECTIONS: [&str; 6] = ["trainable", "config", "scaling", "run", "checkpoint", "failure"];
+const SECTIONS: [&str; 7] = ["trainable", "config", "scaling", "run", "checkpoint", "failure", "engine"];
 
 /// Who set a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -140,7 +140,8 @@ impl Settings {
             if let Some(layer) = self.set.get(here) {
                 return layer.clone();
             }
-            if let Some(place) = place::find(&self.text, here)
+            let place = place::find(&self.text, here).or_else(|| place::find(&self.text, &plain(here)));
+            if let Some(place) = place
                 && (here == path || !SECTIONS.contains(&here))
             {
                 return Layer::File(self.file.clone(), place);
@@ -207,7 +208,13 @@ impl Settings {
             (true, true) if named != "config" => Err(format!(
                 "`{named}` may be `{below_config}` or the experiment's own `{named}`: set it in the file"
             )),
-            (true, _) => Ok(named.into()),
+            (true, _) if get(&self.tree, named).is_some() => Ok(named.into()),
+            (true, _) => {
+                // `engine.nodes` is `engine.Slurm.nodes`.
+                let all = leaves(&self.tree).into_iter().map(|(path, _)| path);
+                let mut meant = all.filter(|path| !path.starts_with("config.") && plain(path) == named);
+                Ok(meant.next().unwrap_or_else(|| named.into()))
+            }
             (false, true) => Ok(below_config),
             (false, false) => {
                 let paths: Vec<String> = leaves(&self.tree).into_iter().map(|(path, _)| path).collect();

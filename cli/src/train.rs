@@ -2,29 +2,37 @@
 
 use std::path::Path;
 
+use regatta_cluster::Allocator;
 use regatta_cluster::local::LocalNode;
-use regatta_cluster::{Allocator, GangRequest};
 use regatta_train::config::Verbosity;
 use regatta_train::folder::RunFolder;
 use regatta_train::registry;
-use regatta_train::{Experiment, RunResult, Status, Trainable, Trainer};
+use regatta_train::{EngineConfig, Experiment, RunResult, Status, Trainable, Trainer};
 use serde_json::{Value, json};
 
-use crate::args::{self, Resume, Train};
+use crate::args::{self, Common, Resume, Train};
 use crate::configure;
 use crate::out;
 use crate::problem::{Outcome, Problem, exit};
 use crate::progress::{Look, Shown};
 use crate::runs;
 use crate::settings::{Override, Settings};
+use crate::submit;
 use crate::term::{self, Mode, Terminal};
 
 /// `regatta train FILE`.
 pub(crate) fn run(args: &Train, json: bool) -> Outcome {
-    let settings = configure::load(&args.source, options(args))?;
+    let mut overrides = options(&args.common);
+    if args.fast_dev_run {
+        overrides.push(Override::option("--fast-dev-run", "run.fast_dev_run", "true"));
+    }
+    let settings = configure::load(&args.source, overrides)?;
     let experiment = settings.experiment().clone();
     if args.dry_run {
         return plan(&settings, json);
+    }
+    if submit::is_elsewhere(&experiment.engine) && !args.here {
+        return submit::submit_and_follow(experiment, None, json);
     }
     writable(&experiment.run.storage)?;
     let trainer = Trainer::from_experiment(experiment)?;
@@ -38,11 +46,17 @@ pub(crate) fn resume(args: &Resume, json: bool) -> Outcome {
     if let Some(workers) = args.workers {
         trainer = trainer.workers(workers);
     }
+    if let Some(engine) = &args.engine {
+        trainer = trainer.engine(read_engine(engine)?);
+    }
+    if submit::is_elsewhere(&trainer.experiment().engine) && !args.here {
+        return submit::submit_and_follow(trainer.experiment().clone(), Some(found.folder), json);
+    }
     fit(trainer, Some(&found.folder), &args.show, json)
 }
 
 /// What options of their own stand for.
-fn options(args: &Train) -> Vec<Override> {
+pub(crate) fn options(args: &Common) -> Vec<Override> {
     let mut options = Vec::new();
     let mut add = |option: &str, path: &str, value: Option<String>| {
         options.extend(value.map(|value| Override::option(option, path, value)));
@@ -52,11 +66,10 @@ fn options(args: &Train) -> Vec<Override> {
     add("--workers", "scaling.workers", args.workers.clone());
     add("--storage", "run.storage", args.storage.clone());
     add("--seed", "run.seed", args.seed.map(|seed| seed.to_string()));
-    add("--fast-dev-run", "run.fast_dev_run", args.fast_dev_run.then(|| "true".into()));
     options
 }
 
-fn fit(trainer: Trainer, resumed: Option<&Path>, show: &args::Shown, json: bool) -> Outcome {
+pub(crate) fn fit(trainer: Trainer, resumed: Option<&Path>, show: &args::Shown, json: bool) -> Outcome {
     let experiment = trainer.experiment();
     let terminal = Terminal::of_stderr();
     let quiet = experiment.run.verbosity == Verbosity::Quiet;
@@ -82,10 +95,10 @@ fn fit(trainer: Trainer, resumed: Option<&Path>, show: &args::Shown, json: bool)
 
 /// The command that goes on with a run; `{run}` is filled in once its name is known.
 fn resume_command(experiment: &Experiment<Value>, resumed: Option<&Path>) -> String {
-    let program =
-        std::env::args_os().next().map_or("regatta".into(), |arg| arg.to_string_lossy().into_owned());
+    let program = program();
     let storage = &experiment.run.storage;
-    let root = if storage.contains("://") && !storage.starts_with("file://") { runs::ROOT } else { storage };
+    let root = runs::root_of(storage);
+    let root = root.to_string_lossy();
     match resumed {
         Some(folder) if !folder.starts_with(std::env::current_dir().unwrap_or_default().join(runs::ROOT)) => {
             format!("{program} resume {}", folder.display())
@@ -97,7 +110,24 @@ fn resume_command(experiment: &Experiment<Value>, resumed: Option<&Path>) -> Str
     }
 }
 
-fn told(result: &RunResult) -> Value {
+/// This program, as it was called.
+pub(crate) fn program() -> String {
+    std::env::args_os().next().map_or("regatta".into(), |arg| arg.to_string_lossy().into_owned())
+}
+
+/// An engine as it stands on the command line.
+fn read_engine(text: &str) -> Outcome<EngineConfig> {
+    let read: Result<EngineConfig, _> = registry::ron_options().from_str(text);
+    let engine = read.map_err(|error| {
+        Problem::usage(format!(
+            "--engine {text}: {error}; write `Local`, or as in `Slurm(partition: \"gpu\", nodes: 2)`"
+        ))
+    })?;
+    engine.check()?;
+    Ok(engine)
+}
+
+pub(crate) fn told(result: &RunResult) -> Value {
     let status = match result.status() {
         Status::Completed => "done",
         Status::Stopped { .. } => "resumable",
@@ -121,7 +151,7 @@ fn told(result: &RunResult) -> Value {
 }
 
 /// A folder that runs cannot be put into is found out before anything is started.
-fn writable(storage: &str) -> Outcome {
+pub(crate) fn writable(storage: &str) -> Outcome {
     if storage.contains("://") && !storage.starts_with("file://") || storage.starts_with("memory:") {
         return Ok(());
     }
@@ -142,10 +172,7 @@ fn writable(storage: &str) -> Outcome {
 /// `--dry-run`: what would be done.
 fn plan(settings: &Settings, json: bool) -> Outcome {
     let experiment = settings.experiment();
-    let name = match &experiment.trainable {
-        Trainable::Function(name) => name.clone(),
-        Trainable::Command(_) => "command".into(),
-    };
+    let name = experiment.trainable.experiment_name();
     // Drawn anew when it is run; only the form counts.
     let folder = RunFolder::new(&experiment.run, &name)?;
     if experiment.run.name.is_some() && regatta_train::folder::is_run(&folder.path) {
@@ -153,17 +180,19 @@ fn plan(settings: &Settings, json: bool) -> Outcome {
         let name = experiment.run.name.clone().unwrap_or_default();
         return Err(regatta_train::Error::RunExists { name, folder }.into());
     }
+    let elsewhere = submit::is_elsewhere(&experiment.engine);
     let host = LocalNode::this_host();
     let scaling = &experiment.scaling;
-    let mut resources = scaling.resources.clone();
-    if scaling.gpu && resources.gpu.is_zero() {
-        resources = resources.with_gpus(1);
-    }
-    let request = GangRequest::new(name.as_str(), scaling.workers.min(), resources.clone())
-        .workers(scaling.workers.min()..=scaling.workers.max())
-        .placement(scaling.placement);
-    let mut allocator = Allocator::new([(host.name.clone(), host.resources.clone())])?;
-    allocator.request(request)?;
+    let request = scaling.request(&name);
+    let resources = request.per_worker.clone();
+    // What there is elsewhere, its engine knows.
+    let (node, has) = match elsewhere {
+        true => (experiment.engine.name().to_owned(), None),
+        false => {
+            Allocator::new([(host.name.clone(), host.resources.clone())])?.request(request)?;
+            (host.name, Some(host.resources))
+        }
+    };
     let (least, most) = (scaling.workers.min(), scaling.workers.max());
     let workers = if least == most { least.to_string() } else { format!("{least} to {most}") };
     let place = match &experiment.run.name {
@@ -173,8 +202,8 @@ fn plan(settings: &Settings, json: bool) -> Outcome {
     if json {
         return out::json(json!({
             "experiment": settings.tree(),
-            "plan": { "workers": { "min": least, "max": most }, "resources": resources, "node": host.name,
-                      "node_resources": host.resources, "folder": place },
+            "plan": { "workers": { "min": least, "max": most }, "resources": resources, "engine": experiment.engine.name(),
+                      "node": node, "node_resources": has, "folder": place },
         }));
     }
     let words = match &experiment.trainable {
@@ -184,10 +213,9 @@ fn plan(settings: &Settings, json: bool) -> Outcome {
         Trainable::Function(_) => String::new(),
     };
     out::text(&format!(
-        "{}\n\n{words}workers    {workers}, each {resources}\nplaced on  {}, which has {}\nfolder     {place}\nwould make run.db, \
+        "{}\n\n{words}workers    {workers}, each {resources}\nplaced on  {node}{}\nfolder     {place}\nwould make run.db, \
          config.ron, env.json, logs/, checkpoints/, progress.csv, result.jsonl and TensorBoard's events\n",
         registry::to_ron(experiment)?,
-        host.name,
-        host.resources,
+        has.map_or(String::new(), |has| format!(", which has {has}")),
     ))
 }

@@ -225,6 +225,12 @@ pub enum Error {
         /// What to do about it, with its own punctuation; may be empty.
         advice: String,
     },
+    /// The program was built without this engine.
+    #[error("this program was built without the {engine} engine: build it with the cargo feature `{engine}`")]
+    NotBuilt {
+        /// The engine.
+        engine: &'static str,
+    },
     /// No job of this name was submitted to the engine from this folder. Look at the name, and at the folder.
     #[error("{engine} has no job `{job}` in {}: it was not submitted from this folder", folder.display())]
     UnknownJob {

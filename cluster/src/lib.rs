@@ -98,7 +98,6 @@ pub mod env;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;
 pub mod local;
-#[cfg(feature = "slurm")]
 pub mod slurm;
 
 pub use allocator::{Allocator, Decision, MAX_WORKERS, RequestId};

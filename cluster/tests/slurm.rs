@@ -28,7 +28,7 @@ const RECOVERED: Duration = Duration::from_secs(10);
 fn main() -> ExitCode {
     match std::env::var(ROLE).as_deref() {
         Ok("conform") => run(async {
-            let spawner = SlurmSpawner::from_env(SlurmConfig::new(folder())).await.unwrap();
+            let spawner = SlurmSpawner::from_env(SlurmConfig::default()).await.unwrap();
             regatta_cluster::conformance::all(&spawner).await;
             say("it conforms");
         }),
@@ -89,7 +89,7 @@ fn worker() -> ExitCode {
 async fn driver() {
     say(&format!("driver {} on {}", std::process::id(), std::env::var("SLURMD_NODENAME").unwrap()));
     let control = Control::bind(slurm::control()).await.unwrap();
-    let spawner = Arc::new(SlurmSpawner::from_env(SlurmConfig::new(folder())).await.unwrap());
+    let spawner = Arc::new(SlurmSpawner::from_env(SlurmConfig::default()).await.unwrap());
     let timing =
         Timing { suspect: Duration::from_secs(1), dead: Duration::from_secs(3), ..Timing::default() };
     let command = WorkerCommand::myself().unwrap().env(ROLE, "worker").env("SECRET", SECRET);
@@ -174,7 +174,7 @@ fn trials() -> Vec<Trial> {
 }
 
 fn engine() -> SlurmEngine {
-    SlurmEngine::new(SlurmConfig::new(folder()))
+    SlurmEngine::new(SlurmConfig::default(), folder())
 }
 
 /// This program in another role, on so many nodes.
@@ -310,8 +310,10 @@ async fn preempted() {
     low.line("ready").await;
     let mut urgent = job("", 3);
     urgent.command = regatta_cluster::conformance::sh("echo urgent");
-    let urgently =
-        SlurmEngine::new(SlurmConfig { partition: Some("urgent".into()), ..SlurmConfig::new(folder()) });
+    let urgently = SlurmEngine::new(
+        SlurmConfig { partition: Some("urgent".into()), ..SlurmConfig::default() },
+        folder(),
+    );
     conformance::submit(&urgently, &urgent).await;
     let reason = conformance::ended(&low.engine, &low.spec.id).await;
     assert!(conformance::log(&low.engine, &low.spec.id).await.contains("told"), "it ended with {reason:?}");
@@ -322,11 +324,11 @@ async fn preempted() {
 async fn no_capacity() {
     let refusal = async |spec: JobSpec, config: SlurmConfig| {
         let since = Instant::now();
-        let error = SlurmEngine::new(config).submit(&spec).await.unwrap_err().to_string();
+        let error = SlurmEngine::new(config, folder()).submit(&spec).await.unwrap_err().to_string();
         assert!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
         error
     };
-    let config = || SlurmConfig::new(folder());
+    let config = SlurmConfig::default;
     let error = refusal(job("driver", 9), config()).await;
     assert!(error.contains("its partition has not so many nodes") && error.contains("sinfo"), "{error}");
     let mut fat = job("driver", 1);

@@ -2,6 +2,7 @@
 
 mod commands;
 mod input;
+mod jobs;
 mod launch;
 mod runs;
 mod support;

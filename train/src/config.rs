@@ -2,9 +2,12 @@
 //! the first run; [`Experiment::check`] says what cannot be.
 
 use regatta_checkpoint::retention::Best;
-use regatta_cluster::{Placement, Resources};
+use regatta_cluster::engine::EngineConfig;
+use regatta_cluster::{GangRequest, Placement, Resources};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
 
 use crate::{Error, Result};
 
@@ -28,6 +31,9 @@ pub struct Experiment<C> {
     /// How much may go wrong.
     #[serde(default)]
     pub failure: FailureConfig,
+    /// What places its workers: this host by default, or `Slurm(partition: "gpu", nodes: 2)` and its like.
+    #[serde(default)]
+    pub engine: EngineConfig,
 }
 
 /// What is trained. Written `"resnet"`, or `Command("python train.py --lr {lr}")`.
@@ -70,6 +76,33 @@ impl From<Trainable> for TrainableForm {
             Trainable::Command(line) => TrainableForm::Tagged(Tagged::Command(line)),
         }
     }
+}
+
+impl Trainable {
+    /// What the experiment is called unless it is named: after the function, or the command's program.
+    pub fn experiment_name(&self) -> String {
+        match self {
+            Trainable::Function(name) => name.clone(),
+            Trainable::Command(line) => program_name(line),
+        }
+    }
+}
+
+/// What a command's experiment is called.
+fn program_name(line: &str) -> String {
+    let words = line.split_whitespace().filter(|word| !word.starts_with('-'));
+    let script =
+        words.clone().find(|word| word.contains('.')).or_else(|| words.clone().next()).unwrap_or("command");
+    let stem = Path::new(script).file_stem().map(|stem| stem.to_string_lossy().into_owned());
+    short_name(&stem.unwrap_or_default())
+}
+
+/// The last part of a function's full name; a closure's is that of the function it is in.
+pub(crate) fn short_name(full: &str) -> String {
+    let parts = full.split("::").filter(|part| !part.starts_with('{'));
+    let last = parts.last().unwrap_or("run");
+    let plain: String = last.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+    if plain.is_empty() { "run".into() } else { plain }
 }
 
 impl std::fmt::Display for Trainable {
@@ -115,6 +148,21 @@ impl Default for ScalingConfig {
             threads: None,
             patience_seconds: 86_400.0,
         }
+    }
+}
+
+impl ScalingConfig {
+    /// The seats that a run of this name asks for.
+    pub fn request(&self, run: &str) -> GangRequest {
+        let mut resources = self.resources.clone();
+        if self.gpu && resources.gpu.is_zero() {
+            resources = resources.with_gpus(1);
+        }
+        let patience = Duration::try_from_secs_f64(self.patience_seconds);
+        GangRequest::new(run, self.workers.min(), resources)
+            .workers(self.workers.min()..=self.workers.max())
+            .placement(self.placement)
+            .patience(patience.unwrap_or(GangRequest::DEFAULT_PATIENCE))
     }
 }
 
@@ -351,6 +399,10 @@ impl<C> Experiment<C> {
                 return Err(Error::config(path, format!("{value} is no time: give seconds, at most a year")));
             }
         }
+        self.engine.check().map_err(|error| match error {
+            regatta_cluster::Error::BadRequest { what, problem } => Error::config(what, problem),
+            other => other.into(),
+        })?;
         match self.checkpoint.every {
             Every::Steps(0) => Err(Error::config(
                 "checkpoint.every",
@@ -362,5 +414,19 @@ impl<C> Experiment<C> {
             )),
             _ => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn experiments_are_named_after_what_is_trained() {
+        assert_eq!(short_name("mnist::models::resnet"), "resnet");
+        assert_eq!(short_name("mnist::main::{{closure}}"), "main");
+        assert_eq!(program_name("python -u train/cifar.py --lr {lr}"), "cifar");
+        assert_eq!(program_name("./trainer --lr 1"), "trainer");
+        assert_eq!(program_name(""), "command");
     }
 }

@@ -3,21 +3,23 @@
 //! Every attempt gets room anew. So a run with a range of workers takes what there is at each start, and one that waits
 //! before a restart keeps nobody else out.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use regatta_cluster::engine::{self, EngineConfig};
 use regatta_cluster::gang::state::Event;
 use regatta_cluster::logs::LogLine;
-use regatta_cluster::{
-    Begin, Cause, CauseKind, Control, ControlConfig, Failure, Gang, GangEvent, GangRequest, GangSpec,
-};
+use regatta_cluster::{Begin, Cause, CauseKind, Control, Failure, Gang, GangEvent, GangSpec};
 use regatta_cluster::{Message, MessageBody, Spawner, Timing, WorkerCommand};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use crate::config::{FailureConfig, ScalingConfig};
 use crate::crew::{Crew, CrewEvent, Saying};
+use crate::preflight::{self, Probe};
 use crate::wire::{Decision, Start};
 use crate::{Error, Result};
 
@@ -33,12 +35,15 @@ pub struct Site {
 impl Site {
     /// This host.
     pub async fn local() -> Result<Self> {
-        use regatta_cluster::local::{LocalConfig, LocalSpawner};
-        // The spawner starts a thread and a process: the port is opened meanwhile.
-        let spawner = tokio::task::spawn_blocking(|| LocalSpawner::new(LocalConfig::default()));
-        let (control, spawner) = tokio::join!(Control::bind(ControlConfig::default()), spawner);
-        let spawner = spawner.map_err(|error| Error::other("start the local spawner", error))??;
-        Ok(Site { control: Arc::new(control?), spawner: Arc::new(spawner) })
+        Self::on(&EngineConfig::Local).await
+    }
+
+    /// What the engine gave the job that this process is the driver of. An error outside of such a job.
+    pub async fn on(config: &EngineConfig) -> Result<Self> {
+        // The port is opened while the spawner starts.
+        let control = Control::bind(engine::control(config)?);
+        let (control, spawner) = tokio::join!(control, engine::spawner(config));
+        Ok(Site { control: Arc::new(control?), spawner: spawner? })
     }
 }
 
@@ -52,9 +57,21 @@ pub(crate) struct GangPlan {
     pub(crate) logs: PathBuf,
 }
 
+/// What a worker is started with.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Sent {
+    pub(crate) start: Start,
+    /// What it has to find in the run's storage, if that may not be the driver's.
+    pub(crate) probe: Option<Probe>,
+}
+
 /// A crew of worker processes.
 pub(crate) struct GangCrew {
     plan: GangPlan,
+    /// The storage in which a word lies for the workers to find.
+    probed: Option<String>,
+    /// Nodes on which workers were lost.
+    suspects: BTreeSet<String>,
     gang: Option<Gang>,
     begin: Option<Begin>,
     attempt: u32,
@@ -73,13 +90,23 @@ const THREAD_VARIABLES: [&str; 5] = [
 
 impl GangCrew {
     pub(crate) fn new(plan: GangPlan) -> Self {
-        GangCrew { plan, gang: None, begin: None, attempt: 0, generation: 0, over: false }
+        GangCrew {
+            plan,
+            probed: None,
+            suspects: BTreeSet::new(),
+            gang: None,
+            begin: None,
+            attempt: 0,
+            generation: 0,
+            over: false,
+        }
     }
 
     fn spec(&self, start: &Start) -> GangSpec {
         let GangPlan { command, scaling, failure, logs, .. } = &self.plan;
         let run = format!("{}/{}", start.experiment, start.run);
-        let request = request(&run, scaling);
+        let mut request = scaling.request(&run);
+        request.excluded.clone_from(&self.suspects);
         let mut command = command.clone();
         for (name, threads) in THREAD_VARIABLES.iter().filter_map(|name| Some((*name, scaling.threads?))) {
             command = command.env(name, threads.to_string());
@@ -118,6 +145,7 @@ impl GangCrew {
             }
             GangEvent::Happened(Event::Failed(failure)) => {
                 self.over = true;
+                self.suspect(&failure);
                 Some(CrewEvent::Failed(Box::new(failure)))
             }
             GangEvent::Happened(Event::Finished { .. }) => {
@@ -148,6 +176,41 @@ impl GangCrew {
         }
     }
 
+    /// The node of a worker that fell silent or was lost may be broken: the next attempt goes elsewhere if it can.
+    fn suspect(&mut self, failure: &Failure) {
+        let lost = matches!(
+            failure.root.kind,
+            CauseKind::Silent { .. } | CauseKind::Lost | CauseKind::NeverCalledHome { .. }
+        );
+        let seat = self.gang.as_ref().and_then(|gang| gang.lease().seats.get(failure.root.slot as usize));
+        if let (true, Some(seat)) = (lost, seat) {
+            self.suspects.insert(seat.node.clone());
+        }
+    }
+
+    /// Gets seats away from nodes under suspicion, or, where there are not enough others, also there.
+    async fn gather(&mut self, start: &Start) -> Result<Gang> {
+        let Site { control, spawner } = &self.plan.site;
+        match Gang::launch(control, spawner.clone(), self.spec(start)).await {
+            Err(regatta_cluster::Error::Infeasible(_)) if !self.suspects.is_empty() => {
+                self.suspects.clear();
+                Ok(Gang::launch(control, spawner.clone(), self.spec(start)).await?)
+            }
+            launched => Ok(launched?),
+        }
+    }
+
+    /// Lays down what the workers have to find, where not all of them are on this host.
+    async fn probe(&mut self, start: &Start) -> Result<Option<Probe>> {
+        if self.plan.site.spawner.engine() == EngineConfig::Local.name() {
+            return Ok(None);
+        }
+        let storage = start.storage.clone();
+        self.probed = Some(storage.clone());
+        let laid = tokio::task::spawn_blocking(move || preflight::lay(&storage)).await;
+        laid.map_err(|error| Error::other("look at the run's storage", error))?.map(Some)
+    }
+
     fn cause(&self, rank: u32, kind: CauseKind, message: String) -> Cause {
         Cause { rank, slot: rank, attempt: self.attempt, generation: self.generation, kind, message }
     }
@@ -162,20 +225,6 @@ fn read<T: DeserializeOwned>(payload: &[u8]) -> Result<T, String> {
     serde_json::from_slice(payload).map_err(|error| error.to_string())
 }
 
-/// The seats a run asks for.
-pub(crate) fn request(run: &str, scaling: &ScalingConfig) -> GangRequest {
-    let mut resources = scaling.resources.clone();
-    if scaling.gpu && resources.gpu.is_zero() {
-        resources = resources.with_gpus(1);
-    }
-    GangRequest::new(run, scaling.workers.min(), resources)
-        .workers(scaling.workers.min()..=scaling.workers.max())
-        .placement(scaling.placement)
-        .patience(
-            Duration::try_from_secs_f64(scaling.patience_seconds).unwrap_or(GangRequest::DEFAULT_PATIENCE),
-        )
-}
-
 fn timing(failure: &FailureConfig) -> Timing {
     let dead = Duration::try_from_secs_f64(failure.dead_seconds).unwrap_or(Timing::default().dead);
     // Below that, a busy machine looks like a dead one.
@@ -188,14 +237,12 @@ fn timing(failure: &FailureConfig) -> Timing {
 impl Crew for GangCrew {
     async fn launch(&mut self, start: Start) -> Result<()> {
         self.stop(Duration::ZERO).await?;
-        let config =
-            serde_json::to_vec(&start).map_err(|error| Error::other("write the workers' start", error))?;
-        let begin = Begin { trainable: self.plan.trainable.clone(), config, restore: Vec::new() };
-        let spec = self.spec(&start);
         (self.attempt, self.generation, self.over) = (start.attempt, start.generation, false);
-        let Site { control, spawner } = &self.plan.site;
-        self.gang = Some(Gang::launch(control, spawner.clone(), spec).await?);
-        self.begin = Some(begin);
+        let probe = self.probe(&start).await?;
+        self.gang = Some(self.gather(&start).await?);
+        let config = serde_json::to_vec(&Sent { start, probe })
+            .map_err(|error| Error::other("write the workers' start", error))?;
+        self.begin = Some(Begin { trainable: self.plan.trainable.clone(), config, restore: Vec::new() });
         Ok(())
     }
 
@@ -231,6 +278,9 @@ impl Crew for GangCrew {
     }
 
     async fn stop(&mut self, grace: Duration) -> Result<()> {
+        if let Some(storage) = self.probed.take() {
+            tokio::task::spawn_blocking(move || preflight::clear(&storage));
+        }
         match self.gang.take() {
             Some(gang) => Ok(gang.stop(grace).await?),
             None => Ok(()),

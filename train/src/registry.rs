@@ -7,6 +7,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use regatta_cluster::engine::EngineConfig;
+
 use crate::config::{CheckpointConfig, Experiment, FailureConfig, RunConfig, ScalingConfig, Trainable};
 use crate::{BoxError, Error, Result, TrainContext};
 
@@ -119,17 +121,18 @@ pub fn parse<C: DeserializeOwned + Serialize>(text: &str) -> Result<Parsed, Span
         None => normalise::<C>(Value::Object(Default::default())).map_err(|error| error.to_string()),
     };
     let config = config.map_err(|why| reader.span_error(ron::Error::Message(why)))?;
-    let File { trainable, config: _, scaling, run, checkpoint, failure } = file;
-    Ok(Parsed { experiment: Experiment { trainable, config, scaling, run, checkpoint, failure }, ignored })
+    let File { trainable, config: _, scaling, run, checkpoint, failure, engine } = file;
+    let experiment = Experiment { trainable, config, scaling, run, checkpoint, failure, engine };
+    Ok(Parsed { experiment, ignored })
 }
 
 /// Writes an experiment file: what `#[trainable]` puts into [`Registration::write`].
 pub fn write<C: DeserializeOwned + Serialize>(experiment: &Experiment<Value>) -> Result<String> {
     let config: C = serde_path_to_error::deserialize(experiment.config.clone())
         .map_err(|error| Error::config(below_config(&error.path().to_string()), error.inner().to_string()))?;
-    let Experiment { trainable, config: _, scaling, run, checkpoint, failure } = experiment.clone();
-    let typed = Experiment { trainable, config, scaling, run, checkpoint, failure };
-    let pretty = ron::ser::PrettyConfig::new().struct_names(false).extensions(Extensions::IMPLICIT_SOME);
+    let Experiment { trainable, config: _, scaling, run, checkpoint, failure, engine } = experiment.clone();
+    let typed = Experiment { trainable, config, scaling, run, checkpoint, failure, engine };
+    let pretty = ron::ser::PrettyConfig::new().struct_names(false).extensions(extensions());
     ron_options()
         .to_string_pretty(&typed, pretty)
         .map_err(|error| Error::other("writing the experiment as RON", error))
@@ -179,9 +182,14 @@ pub enum ReadError {
     Trainable(#[from] Error),
 }
 
-/// How experiment files are read: `Some` may be left out.
+/// How experiment files are read: `Some` may be left out, and a variant that is all of a struct is written as one,
+/// `Slurm(nodes: 2)`.
 pub fn ron_options() -> ron::Options {
-    ron::Options::default().with_default_extension(Extensions::IMPLICIT_SOME)
+    ron::Options::default().with_default_extension(extensions())
+}
+
+fn extensions() -> Extensions {
+    Extensions::IMPLICIT_SOME | Extensions::UNWRAP_VARIANT_NEWTYPES
 }
 
 #[derive(serde::Deserialize)]
@@ -204,6 +212,8 @@ struct File<C> {
     checkpoint: CheckpointConfig,
     #[serde(default)]
     failure: FailureConfig,
+    #[serde(default)]
+    engine: EngineConfig,
 }
 
 fn none<C>() -> Option<C> {

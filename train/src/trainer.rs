@@ -1,9 +1,9 @@
 //! The way to train: a function, its configuration, and what the run needs.
 
 use std::any::type_name;
-use std::path::Path;
 use std::sync::Arc;
 
+use regatta_cluster::engine::EngineConfig;
 use regatta_cluster::{Allocator, WorkerCommand, WorkerConfig};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -13,13 +13,13 @@ use tokio::sync::mpsc;
 use crate::callback::Callback;
 use crate::command::{self, CommandCrew, CommandPlan};
 use crate::config::{
-    CheckpointConfig, Experiment, FailureConfig, RunConfig, ScalingConfig, Trainable, Workers,
+    CheckpointConfig, Experiment, FailureConfig, RunConfig, ScalingConfig, Trainable, Workers, short_name,
 };
 use crate::controller::Ending;
 use crate::controller::drive::{NOT_A_WORKER, Parts, drive};
 use crate::crew::Crew;
 use crate::folder::{self, RunFolder};
-use crate::gang::{GangCrew, GangPlan, Site, request};
+use crate::gang::{GangCrew, GangPlan, Site};
 use crate::handle::{Order, RunHandle};
 use crate::registry::{self, Registration};
 use crate::result::RunResult;
@@ -188,6 +188,14 @@ impl Trainer {
         self
     }
 
+    /// Sets what places the workers. Other than on this host, the program has to run as a job of that engine: `regatta
+    /// submit` sees to it.
+    #[must_use]
+    pub fn engine(mut self, engine: impl Into<EngineConfig>) -> Self {
+        self.experiment.engine = engine.into();
+        self
+    }
+
     /// Sets where runs lie: a folder, or an object store's URL.
     #[must_use]
     pub fn storage(mut self, storage: impl Into<String>) -> Self {
@@ -285,7 +293,7 @@ impl Trainer {
             false => None,
         };
         let site = match self.hands {
-            Hands::Processes => Some(Site::local().await?),
+            Hands::Processes => Some(Site::on(&self.experiment.engine).await?),
             _ => None,
         };
         let result = self.drive_on(site.as_ref()).await;
@@ -329,13 +337,7 @@ impl Trainer {
     fn place(&self) -> Result<RunFolder> {
         match &self.resume {
             Some(run) => RunFolder::find(run, &self.experiment.run),
-            None => {
-                let name = match &self.experiment.trainable {
-                    Trainable::Function(name) => name.clone(),
-                    Trainable::Command(line) => program_name(line),
-                };
-                RunFolder::new(&self.experiment.run, &name)
-            }
+            None => RunFolder::new(&self.experiment.run, &self.experiment.trainable.experiment_name()),
         }
     }
 
@@ -343,7 +345,7 @@ impl Trainer {
     fn check_room(&self, site: &Site) -> Result<()> {
         let nodes = site.spawner.nodes().into_iter().map(|node| (node.name, node.total));
         let name = self.experiment.run.name.clone().unwrap_or_else(|| "run".into());
-        Allocator::new(nodes)?.request(request(&name, &self.experiment.scaling))?;
+        Allocator::new(nodes)?.request(self.experiment.scaling.request(&name))?;
         Ok(())
     }
 
@@ -393,7 +395,7 @@ impl Trainer {
         Ok(Box::new(CommandCrew::new(CommandPlan {
             spawner: site.spawner.clone(),
             line: line.to_owned(),
-            request: request(&format!("{}/{}", folder.experiment, folder.name), scaling),
+            request: scaling.request(&format!("{}/{}", folder.experiment, folder.name)),
             threads: scaling.threads,
             logs: folder.path.join("logs"),
         })))
@@ -419,42 +421,11 @@ fn not_entered() -> ! {
     std::process::exit(NOT_A_WORKER)
 }
 
-/// The last part of a function's full name; a closure's is that of the function it is in.
-fn short_name(full: &str) -> String {
-    let parts = full.split("::").filter(|part| !part.starts_with('{'));
-    let last = parts.last().unwrap_or("run");
-    let plain: String = last.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
-    if plain.is_empty() { "run".into() } else { plain }
-}
-
-/// What a command's experiment is called.
-fn program_name(line: &str) -> String {
-    let words = line.split_whitespace().filter(|word| !word.starts_with('-'));
-    let script =
-        words.clone().find(|word| word.contains('.')).or_else(|| words.clone().next()).unwrap_or("command");
-    let stem = Path::new(script).file_stem().map(|stem| stem.to_string_lossy().into_owned());
-    short_name(&stem.unwrap_or_default())
-}
-
 impl std::fmt::Debug for Trainer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Trainer")
             .field("experiment", &self.experiment)
             .field("resume", &self.resume)
             .finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn experiments_are_named_after_what_is_trained() {
-        assert_eq!(short_name("mnist::models::resnet"), "resnet");
-        assert_eq!(short_name("mnist::main::{{closure}}"), "main");
-        assert_eq!(program_name("python -u train/cifar.py --lr {lr}"), "cifar");
-        assert_eq!(program_name("./trainer --lr 1"), "trainer");
-        assert_eq!(program_name(""), "command");
     }
 }

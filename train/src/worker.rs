@@ -14,11 +14,12 @@ use regatta_comm::store::{Store, Token};
 use regatta_comm::{ProcessGroup, Rendezvous};
 
 use crate::context::Parts;
+use crate::gang::Sent;
 use crate::link::{Link, Orders};
 use crate::rank::{self, Outcome};
 use crate::store::RendezvousStore;
-use crate::wire::{Committed, Decision, FromRank, Start};
-use crate::{Error, Result, TrainContext, registry};
+use crate::wire::{Committed, Decision, FromRank};
+use crate::{Error, Result, TrainContext, preflight, registry};
 
 /// How long the listener waits for a command before it looks again; the session has deadlines of its own.
 const LISTEN: Duration = Duration::from_secs(60);
@@ -299,8 +300,11 @@ type Ready = (TrainContext, &'static registry::Registration, serde_json::Value);
 
 fn prepare(shared: &Arc<Shared>, place: &Place, begin: &Begin) -> Result<Ready> {
     let entry = registry::find(&begin.trainable)?;
-    let start: Start = serde_json::from_slice(&begin.config)
+    let Sent { start, probe } = serde_json::from_slice(&begin.config)
         .map_err(|error| Error::other("read what the controller wants started", error))?;
+    if let Some(probe) = &probe {
+        preflight::check(probe, &start.storage, place.assignment.rank)?;
+    }
     let config = start.config.clone();
     let link = WorkerLink {
         shared: shared.clone(),

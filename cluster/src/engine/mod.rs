@@ -5,10 +5,13 @@
 //! name it gave the job, from any machine that sees the engine's folder. What the driver does beside its workers is the
 //! [`Spawner`](crate::Spawner)'s.
 //!
+//! Which engine, a file says ([`EngineConfig`]), and [`engine()`], [`control`] and [`spawner`] go from there.
+//!
 //! A driver's contract is its exit code: 0 for success, [`EXIT_RESUMABLE`] when it was told to leave and saved what is
 //! needed to go on, anything else for failure. It is told by a signal: SIGTERM from [`Engine::cancel`], SIGUSR2 before
 //! the engine takes its place away.
 
+mod config;
 pub mod conformance;
 pub(crate) mod folder;
 mod job;
@@ -22,6 +25,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::error::Result;
+pub use config::{EngineConfig, control, engine, spawner};
 pub use job::{JobId, JobSpec, JobState, JobStatus, LogPart, Submitted};
 
 /// The exit code of a driver that was told to leave, saved, and can be resumed.

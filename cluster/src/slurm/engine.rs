@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{ENGINE, SlurmConfig, script, text, tool};
+use super::tool::{self, Tools};
+use super::{ENGINE, SlurmConfig, script, text};
 use crate::engine::folder::{self, Claim, JobFolder};
 use crate::engine::{Caps, Engine, JobId, JobSpec, JobState, JobStatus, LogPart, Submitted, shell};
 use crate::error::{Error, Result};
@@ -21,13 +23,16 @@ const LOOK: Duration = Duration::from_millis(20);
 #[derive(Clone, Debug)]
 pub struct SlurmEngine {
     config: SlurmConfig,
+    tools: Tools,
+    /// Where jobs are remembered and their logs lie: on storage that all nodes share.
+    folder: PathBuf,
 }
 
 impl SlurmEngine {
-    /// An engine that submits like this.
+    /// An engine that submits like this, and remembers jobs in a folder on storage that all nodes share.
     #[must_use]
-    pub fn new(config: SlurmConfig) -> Self {
-        Self { config }
+    pub fn new(config: SlurmConfig, folder: impl Into<PathBuf>) -> Self {
+        Self { tools: Tools::of(&config), config, folder: folder.into() }
     }
 
     async fn claim(&self, job: &JobFolder) -> Result<Claim> {
@@ -39,7 +44,7 @@ impl SlurmEngine {
     /// A job of this name that a client submitted and died before it could note down its number.
     async fn orphan(&self, id: &JobId) -> Result<Option<String>> {
         let args = ["-h", "-t", "all", "--me", &format!("--name={id}"), "-o", "%i|%T|%r|%N"];
-        let found = text::queue(&self.config.tools.ask("squeue", &args).await?);
+        let found = text::queue(&self.tools.ask("squeue", &args).await?);
         Ok(found.into_iter().map(|job| job.id).next())
     }
 
@@ -51,7 +56,7 @@ impl SlurmEngine {
         job.set_labels(&spec.labels)?;
         job.write("env", &lines)?;
         let input = script.into_encoded_bytes();
-        let said = self.config.tools.run("sbatch", vec!["--parsable".into()], input).await?;
+        let said = self.tools.run("sbatch", vec!["--parsable".into()], input).await?;
         // `17`, or `17;cluster`.
         let number = said.out.trim().split(';').next().unwrap_or_default().to_owned();
         if !said.ok || number.is_empty() || number.bytes().any(|byte| !byte.is_ascii_digit()) {
@@ -69,7 +74,7 @@ impl SlurmEngine {
             return Ok(());
         };
         let (JobState::Queued(why), true) = text::why_pending(&job.reason) else { return Ok(()) };
-        self.config.tools.run("scancel", vec![number.into()], Vec::new()).await?;
+        self.tools.run("scancel", vec![number.into()], Vec::new()).await?;
         let advice =
             ": ask for less, or for another partition; `sinfo -o '%P %D %c %m %G %l'` shows what there is";
         Err(Error::Engine {
@@ -84,7 +89,7 @@ impl SlurmEngine {
     async fn queue(&self, numbers: &[String]) -> Result<HashMap<String, text::Queued>> {
         let list = numbers.join(",");
         let args = ["-h", "-t", "all", "-j", &list, "-o", "%i|%T|%r|%N"].iter().map(Into::into).collect();
-        let said = self.config.tools.run("squeue", args, Vec::new()).await?;
+        let said = self.tools.run("squeue", args, Vec::new()).await?;
         if !said.ok && !said.err.contains("Invalid job id") {
             return Err(tool::refused("squeue", &said));
         }
@@ -114,7 +119,7 @@ impl SlurmEngine {
 
     /// How a job ended, from the controller's memory or from the accounts, where the site keeps them.
     async fn end(&self, number: &str) -> Result<Option<text::End>> {
-        let tools = &self.config.tools;
+        let tools = &self.tools;
         let args = ["show", "job", "-o", number].iter().map(Into::into).collect();
         let said = tools.run("scontrol", args, Vec::new()).await?;
         if let Some(end) = said.out.lines().find_map(text::end_of_scontrol) {
@@ -158,12 +163,12 @@ impl Engine for SlurmEngine {
     }
 
     fn render(&self, spec: &JobSpec) -> Result<String> {
-        let job = JobFolder::of(&self.config.folder, &spec.id);
+        let job = JobFolder::of(&self.folder, &spec.id);
         Ok(script::job(&self.config, spec, &job.file(""))?.to_string_lossy().into_owned())
     }
 
     async fn submit(&self, spec: &JobSpec) -> Result<Submitted> {
-        let job = JobFolder::of(&self.config.folder, &spec.id);
+        let job = JobFolder::of(&self.folder, &spec.id);
         let _claim = self.claim(&job).await?;
         if let Some(engine_id) = job.engine_id() {
             return Ok(Submitted { engine_id, new: false });
@@ -186,7 +191,7 @@ impl Engine for SlurmEngine {
     }
 
     async fn describe(&self, ids: &[JobId]) -> Result<Vec<JobStatus>> {
-        let known = ids.iter().map(|id| JobFolder::existing(&self.config.folder, id, ENGINE));
+        let known = ids.iter().map(|id| JobFolder::existing(&self.folder, id, ENGINE));
         let known = known.collect::<Result<Vec<_>>>()?;
         if known.is_empty() {
             return Ok(Vec::new());
@@ -202,7 +207,7 @@ impl Engine for SlurmEngine {
     }
 
     async fn logs(&self, id: &JobId, from: u64, wait: Duration) -> Result<LogPart> {
-        let (job, _) = JobFolder::existing(&self.config.folder, id, ENGINE)?;
+        let (job, _) = JobFolder::existing(&self.folder, id, ENGINE)?;
         let since = tokio::time::Instant::now();
         let mut asked: Option<tokio::time::Instant> = None;
         let mut over = false;
@@ -225,13 +230,13 @@ impl Engine for SlurmEngine {
     }
 
     async fn cancel(&self, id: &JobId, grace: Duration) -> Result<JobStatus> {
-        let (job, number) = JobFolder::existing(&self.config.folder, id, ENGINE)?;
+        let (job, number) = JobFolder::existing(&self.folder, id, ENGINE)?;
         let now = self.one(id).await?;
         if now.state.is_over() {
             return Ok(now);
         }
         job.write("cancelled", OsStr::new(""))?;
-        let tools = &self.config.tools;
+        let tools = &self.tools;
         let scancel = |args: &[&str]| tools.run("scancel", args.iter().map(Into::into).collect(), Vec::new());
         if matches!(now.state, JobState::Running) {
             // To the driver alone: it ends its workers when they have saved.
@@ -248,6 +253,6 @@ impl Engine for SlurmEngine {
     }
 
     async fn list(&self, labels: &BTreeMap<String, String>) -> Result<Vec<JobStatus>> {
-        self.describe(&folder::all(&self.config.folder, labels)?).await
+        self.describe(&folder::all(&self.folder, labels)?).await
     }
 }

@@ -11,10 +11,10 @@
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let engine = SlurmEngine::new(SlurmConfig { partition: Some("gpu".into()), ..SlurmConfig::new("/shared/jobs") });
+//! let config = SlurmConfig { partition: Some("gpu".into()), spare: 1, ..SlurmConfig::default() };
+//! let engine = SlurmEngine::new(config, "/shared/jobs");
 //! let room = GangRequest::new("mnist", 2, "cpu: 8, gpu: 1".parse()?).placement(Placement::StrictSpread);
-//! let mut spec = JobSpec::new(JobId::new("mnist-1")?, WorkerCommand::myself()?.arg("train"), room);
-//! spec.spare_nodes = 1;
+//! let spec = JobSpec::new(JobId::new("mnist-1")?, WorkerCommand::myself()?.arg("train"), room);
 //! println!("{}", engine.render(&spec)?);
 //! let submitted = engine.submit(&spec).await?;
 //! println!("job {}", submitted.engine_id);
@@ -32,7 +32,7 @@
 //! | what | then |
 //! |---|---|
 //! | a worker fails or is killed | its own exit code is told within a tenth of a second; other workers are not touched |
-//! | a node dies, or hangs | the controller's heartbeats miss it; [`Spawner::kill`](crate::Spawner::kill) waits for it no longer than [`SlurmConfig::kill_patience`], tells its workers as lost and closes the node for the rest of the job; a new gang goes to spare nodes, which Slurm's own timeout (minutes) has no say in |
+//! | a node dies, or hangs | the controller's heartbeats miss it; [`Spawner::kill`](crate::Spawner::kill) waits for it no longer than [`SlurmConfig::kill_seconds`], tells its workers as lost and closes the node for the rest of the job; a new gang goes to spare nodes, which Slurm's own timeout (minutes) has no say in |
 //! | the driver dies | its step ends, and with it Slurm ends the job and every worker; resume the run as a new job |
 //! | the first node dies | as the driver's death |
 //! | the time limit comes, or a preemption | the driver gets SIGUSR2 the [`notice`](crate::engine::JobSpec::notice) before; it saves and exits with 75. At a preemption Slurm sends it only where the site has `SlurmctldParameters=preempt_send_user_signal` and a `GraceTime` |
@@ -47,78 +47,41 @@
 //! Slurm shows arguments and scripts to everyone, and may keep environments. So the driver's variables go through a file of
 //! mode 0600 in the job's folder, which is removed once read, and the workers' through the standard input of their steps.
 
+mod config;
+#[cfg(feature = "slurm")]
 mod engine;
+#[cfg(feature = "slurm")]
 mod script;
+#[cfg(feature = "slurm")]
 mod spawner;
+#[cfg(feature = "slurm")]
 mod step;
+#[cfg(feature = "slurm")]
 mod text;
+#[cfg(feature = "slurm")]
 mod tool;
 
-use std::net::{Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
-use std::time::Duration;
-
+#[cfg(feature = "slurm")]
 use crate::control::ControlConfig;
 
+pub use config::SlurmConfig;
+#[cfg(feature = "slurm")]
 pub use engine::SlurmEngine;
+#[cfg(feature = "slurm")]
 pub use spawner::SlurmSpawner;
-pub use tool::Tools;
 
+#[cfg(feature = "slurm")]
 pub(crate) const ENGINE: &str = "slurm";
 
 /// Stands for the driver's host in an address that workers dial: each puts in its place what Slurm told it.
 pub const LAUNCH_NODE: &str = "launch-node.regatta";
 
-/// How jobs are submitted, and how long the driver waits for what no longer answers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SlurmConfig {
-    /// Where jobs are remembered and their logs lie: on storage that all nodes share.
-    pub folder: PathBuf,
-    /// The partition; Slurm's default if not given.
-    pub partition: Option<String>,
-    /// The account to charge.
-    pub account: Option<String>,
-    /// The quality of service.
-    pub qos: Option<String>,
-    /// Features nodes must have.
-    pub constraint: Option<String>,
-    /// The reservation to use.
-    pub reservation: Option<String>,
-    /// Over how many nodes packed or spread workers go; Slurm decides if not given.
-    pub nodes: Option<usize>,
-    /// Further options of sbatch, as in `--nice=5`.
-    pub options: Vec<String>,
-    /// The tools.
-    pub tools: Tools,
-    /// How long a killed worker may still be there before its node is given up.
-    pub kill_patience: Duration,
-    /// How long a step may take to start before the launch fails.
-    pub start_patience: Duration,
-}
-
-impl SlurmConfig {
-    /// Slurm's defaults in everything, with jobs remembered in this folder.
-    #[must_use]
-    pub fn new(folder: impl Into<PathBuf>) -> Self {
-        Self {
-            folder: folder.into(),
-            partition: None,
-            account: None,
-            qos: None,
-            constraint: None,
-            reservation: None,
-            nodes: None,
-            options: Vec::new(),
-            tools: Tools::default(),
-            kill_patience: Duration::from_secs(2),
-            start_patience: Duration::from_secs(60),
-        }
-    }
-}
-
 /// A control port that the job's other nodes reach: on all addresses of this one, under the address that Slurm tells them.
+#[cfg(feature = "slurm")]
 #[must_use]
 pub fn control() -> ControlConfig {
+    use std::net::{Ipv6Addr, SocketAddr};
+
     // A host without IPv6 has no such address to bind.
     let v6 = std::net::TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).is_ok();
     let listen =

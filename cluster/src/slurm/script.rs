@@ -63,7 +63,7 @@ fn options(config: &SlurmConfig, spec: &JobSpec, folder: &Path) -> Result<Vec<St
         ("reservation", &config.reservation),
     ];
     options.extend(named.iter().filter_map(|(name, value)| Some(format!("--{name}={}", value.as_ref()?))));
-    if let Some(limit) = spec.time_limit {
+    if let Some(limit) = spec.time_limit.or(config.time_limit()) {
         let minutes = limit.as_secs().div_ceil(60).max(1);
         options.push(format!("--time={minutes}"));
     }
@@ -71,7 +71,7 @@ fn options(config: &SlurmConfig, spec: &JobSpec, folder: &Path) -> Result<Vec<St
         let nodes: Vec<&str> = spec.room.excluded.iter().map(String::as_str).collect();
         options.push(format!("--exclude={}", nodes.join(",")));
     }
-    options.extend(room(config, &spec.room, spec.spare_nodes)?);
+    options.extend(room(config, &spec.room, spec.spare_nodes.max(config.spare))?);
     options.extend(config.options.iter().cloned());
     match options.iter().find(|option| option.contains(['\n', '\r'])) {
         Some(option) => {
@@ -236,7 +236,7 @@ mod tests {
         let config = SlurmConfig {
             partition: Some("main".into()),
             options: vec!["--nice=5".into()],
-            ..SlurmConfig::new("/x")
+            ..SlurmConfig::default()
         };
         let mut wanted =
             JobSpec { spare_nodes: 1, time_limit: Some(Duration::from_secs(90)), ..spec(room.clone()) };
@@ -279,7 +279,7 @@ mod tests {
         let config = SlurmConfig {
             nodes: Some(2),
             options: vec!["--a\n#SBATCH --b".into()],
-            ..SlurmConfig::new("/x")
+            ..SlurmConfig::default()
         };
         assert!(job(&config, &wanted, Path::new("/x")).is_err());
     }

@@ -1,7 +1,7 @@
 //! The driver's side: gangs on the nodes of the job that the driver is the batch step of.
 //!
 //! An allocator of ours seats gangs on what Slurm gave the job; a worker is a step on its seat's node. A node that does not
-//! end a worker within [`SlurmConfig::kill_patience`] is closed until the job ends: what still runs there cannot be known.
+//! end a worker within [`SlurmConfig::kill_seconds`] is closed until the job ends: what still runs there cannot be known.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 
 use super::step::{Order, Step};
+use super::tool::Tools;
 use super::{ENGINE, SlurmConfig, script, text};
 use crate::engine::shell;
 use crate::env;
@@ -34,6 +35,7 @@ pub struct SlurmSpawner {
 #[derive(Debug)]
 struct Inner {
     config: SlurmConfig,
+    tools: Tools,
     job: String,
     line: Line,
     gpus: HashMap<String, u32>,
@@ -61,6 +63,8 @@ fn variable(name: &'static str) -> Result<String> {
 impl SlurmSpawner {
     /// A spawner over the nodes of the job that this process is in.
     pub async fn from_env(config: SlurmConfig) -> Result<Self> {
+        config.check()?;
+        let tools = Tools::of(&config);
         let job = variable("SLURM_JOB_ID")?;
         let (list, cpus) = (variable("SLURM_JOB_NODELIST")?, variable("SLURM_JOB_CPUS_PER_NODE")?);
         let unreadable =
@@ -73,7 +77,7 @@ impl SlurmSpawner {
         let (by_node, by_cpu) = (number("SLURM_MEM_PER_NODE"), number("SLURM_MEM_PER_CPU"));
         // What the job was given of GPUs; its batch step sees those of the first node, and nodes are given alike.
         let given = number("SLURM_GPUS_ON_NODE").and_then(|gpus| u32::try_from(gpus).ok());
-        let shown = text::nodes(&config.tools.ask("scontrol", &["show", "node", "-o", &list]).await?);
+        let shown = text::nodes(&tools.ask("scontrol", &["show", "node", "-o", &list]).await?);
         let mut nodes = Vec::new();
         for (name, cpus) in names.iter().zip(cpus) {
             let node = shown.iter().find(|node| node.name == *name);
@@ -91,8 +95,16 @@ impl SlurmSpawner {
         let line = Line::new(ENGINE, nodes)?;
         shown.iter().filter(|node| !node.up).for_each(|node| line.set_up(&node.name, false));
         let mark = format!("{job}-{}-", std::process::id());
-        let inner =
-            Inner { config, job, line, gpus, mark, started: AtomicU64::new(0), held: Mutex::default() };
+        let inner = Inner {
+            config,
+            tools,
+            job,
+            line,
+            gpus,
+            mark,
+            started: AtomicU64::new(0),
+            held: Mutex::default(),
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 }
@@ -162,7 +174,7 @@ impl Inner {
                 held.steps.clone_from(&steps);
             }
         }
-        let deadline = Instant::now() + self.config.start_patience;
+        let deadline = Instant::now() + self.config.start_patience();
         for step in &steps {
             let left = deadline.saturating_duration_since(Instant::now());
             let decided = step.wait(left, super::step::Seen::decided).await;
@@ -171,7 +183,7 @@ impl Inner {
                 let why = if decided {
                     seen.why_not()
                 } else {
-                    format!("no answer within {:?}", self.config.start_patience)
+                    format!("no answer within {:?}", self.config.start_patience())
                 };
                 let source = std::io::Error::other(why);
                 let (slot, node, program) = (step.slot, step.node.clone(), step.program.clone());
@@ -199,7 +211,7 @@ impl Inner {
         // Where the driver stands, unless said otherwise: a step begins elsewhere on some sites.
         command.cwd = command.cwd.or_else(|| std::env::current_dir().ok());
         let program = command.program.clone();
-        let mut srun = Command::new(self.config.tools.path("srun"));
+        let mut srun = Command::new(self.tools.path("srun"));
         srun.env_clear()
             .envs(super::tool::KEPT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
         let gpus = self.gpus.get(&seat.node).copied().unwrap_or(0);
@@ -231,11 +243,11 @@ impl Inner {
         }
         if args.len() > 1 {
             // Its word does not count, the ends do: it complains where a step ended meanwhile.
-            let asked = self.config.tools.run("scancel", args, Vec::new());
-            match tokio::time::timeout(self.config.kill_patience, asked).await {
+            let asked = self.tools.run("scancel", args, Vec::new());
+            match tokio::time::timeout(self.config.kill_patience(), asked).await {
                 Ok(Err(error)) => tracing::warn!(%error, "could not signal steps"),
                 Ok(Ok(_)) => {}
-                Err(_) => tracing::warn!(patience = ?self.config.kill_patience, "scancel took too long"),
+                Err(_) => tracing::warn!(patience = ?self.config.kill_patience(), "scancel took too long"),
             }
         }
     }
@@ -265,7 +277,7 @@ impl Inner {
             }
         }
         self.signal(&running, "KILL").await;
-        if Self::all_ended(&running, self.config.kill_patience).await {
+        if Self::all_ended(&running, self.config.kill_patience()).await {
             return;
         }
         for step in running.iter().filter(|step| !step.look().ended) {
@@ -277,7 +289,7 @@ impl Inner {
             self.line.set_up(&step.node, false);
             step.give_up();
         }
-        Self::all_ended(&running, self.config.kill_patience).await;
+        Self::all_ended(&running, self.config.kill_patience()).await;
     }
 }
 
@@ -364,7 +376,7 @@ impl Spawner for SlurmSpawner {
 impl Drop for Inner {
     fn drop(&mut self) {
         let held = self.held.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let mut scancel = Command::new(self.config.tools.path("scancel"));
+        let mut scancel = Command::new(self.tools.path("scancel"));
         scancel.arg("--signal=KILL");
         let mut any = false;
         for step in held.values().flat_map(|held| &held.steps).filter(|step| !step.look().ended) {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::ENGINE;
+use super::{ENGINE, SlurmConfig};
 use crate::error::{Error, Result};
 
 /// What the tools themselves need.
@@ -14,17 +14,11 @@ pub(super) const KEPT: [&str; 6] = ["SLURM_CONF", "SLURM_JOB_ID", "PATH", "LD_LI
 
 /// Where the tools are and how long one may take.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tools {
+pub(super) struct Tools {
     /// The folder with `sbatch` and the others; those on the `PATH` if not given.
-    pub folder: Option<PathBuf>,
+    folder: Option<PathBuf>,
     /// How long one call may take: a controller that does not answer must not hold a client for ever.
-    pub patience: Duration,
-}
-
-impl Default for Tools {
-    fn default() -> Self {
-        Self { folder: None, patience: Duration::from_secs(30) }
-    }
+    patience: Duration,
 }
 
 /// What a tool said.
@@ -36,6 +30,11 @@ pub(super) struct Said {
 }
 
 impl Tools {
+    pub(super) fn of(config: &SlurmConfig) -> Self {
+        let patience = Duration::try_from_secs_f64(config.tool_seconds).unwrap_or_default();
+        Self { folder: config.tools.clone(), patience }
+    }
+
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.folder.as_ref().map_or_else(|| name.into(), |folder| folder.join(name))
     }

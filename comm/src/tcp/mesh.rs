@@ -22,6 +22,9 @@ const AGAIN: Duration = Duration::from_millis(20);
 /// Names the address that others reach this rank at, where the route to `MASTER_ADDR` is the wrong one.
 const ADDRESS_VARIABLE: &str = "REGATTA_HOST_ADDR";
 
+/// Names the controller, as `http://host:port`, in ranks that one started.
+const CONTROLLER_VARIABLE: &str = "REGATTA_ADDR";
+
 /// The buffers of a connection between ranks of one host, in bytes: several pieces fit, so that both ends work at the same time.
 const AT_HOME: usize = 2 << 20;
 
@@ -363,7 +366,8 @@ fn wait_readable(listener: &TcpListener, within: Duration) {
     let _ = poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&timeout));
 }
 
-/// The address that others reach this host at: the one of the route to the master, unless the user knows better.
+/// The address that others reach this host at: the one of the route to the master, or to the controller that started this
+/// rank, unless the user knows better.
 fn own_address() -> IpAddr {
     if let Some(address) = std::env::var(ADDRESS_VARIABLE).ok().and_then(|text| text.parse().ok()) {
         return address;
@@ -374,6 +378,29 @@ fn own_address() -> IpAddr {
         socket.connect((master.as_str(), 9))?;
         socket.local_addr().map(|at| at.ip())
     };
-    let master = std::env::var("MASTER_ADDR").ok().filter(|master| !master.is_empty());
+    let set = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
+    let master = set("MASTER_ADDR").or_else(|| host_of(&set(CONTROLLER_VARIABLE)?));
     master.and_then(|master| route(master).ok()).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+}
+
+/// The host in `http://host:port`.
+fn host_of(url: &str) -> Option<String> {
+    let authority = url.split_once("://").map_or(url, |(_, rest)| rest).split('/').next()?;
+    let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+    Some(host.trim_start_matches('[').trim_end_matches(']').to_owned()).filter(|host| !host.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::host_of;
+
+    #[test]
+    fn the_controllers_host_is_found_in_its_address() {
+        for (url, host) in
+            [("http://10.0.0.7:4711", "10.0.0.7"), ("https://[fe80::1]:1/x", "fe80::1"), ("node:7", "node")]
+        {
+            assert_eq!(host_of(url).as_deref(), Some(host), "{url}");
+        }
+        assert_eq!(host_of("http://"), None);
+    }
 }

@@ -25,6 +25,7 @@ use crate::crew::{Crew, CrewEvent, Saying};
 use crate::environment::Environment;
 use crate::folder::RunFolder;
 use crate::handle::Order;
+use crate::preflight::NOT_SHARED;
 use crate::wire::{Committed, Done, FromRank, RankReport, Restore, Start, StopReason};
 use crate::{Error, Result};
 
@@ -559,6 +560,8 @@ fn problem_of(failure: Failure) -> Problem {
     let kind = match &root.kind {
         CauseKind::Preempted => ProblemKind::Preemption,
         CauseKind::Exited { code: NOT_A_WORKER } => ProblemKind::Fatal,
+        // Wherever it is started again, the storage is the same.
+        CauseKind::Error if root.message.contains(NOT_SHARED) => ProblemKind::Fatal,
         _ => ProblemKind::Failure,
     };
     let log = failure.log_tail.clone();
