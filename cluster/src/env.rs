@@ -29,5 +29,10 @@ pub const AUTHORITY: &str = "REGATTA_CA";
 pub const TLS_NAME: &str = "REGATTA_TLS_NAME";
 
 /// How many threads libraries start. Left alone they would start one for every CPU of the host, in every worker.
-pub(crate) const THREADS: [&str; 5] =
-    ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS", "NUMEXPR_NUM_THREADS"];
+pub(crate) const THREADS: [&str; 5] = [
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "RAYON_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+];

@@ -95,7 +95,6 @@ mod spawner;
 pub mod conformance;
 pub mod engine;
 pub mod env;
-#[cfg(feature = "kubernetes")]
 pub mod kubernetes;
 pub mod local;
 pub mod slurm;

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::Engine;
 use crate::control::ControlConfig;
 use crate::error::{Error, Result};
+use crate::kubernetes::KubernetesConfig;
 use crate::slurm::SlurmConfig;
 use crate::spawner::Spawner;
 
@@ -24,11 +25,19 @@ pub enum EngineConfig {
     Local,
     /// A job of a cluster under Slurm.
     Slurm(Box<SlurmConfig>),
+    /// Pods of a cluster that has Kubernetes.
+    Kubernetes(Box<KubernetesConfig>),
 }
 
 impl From<SlurmConfig> for EngineConfig {
     fn from(config: SlurmConfig) -> Self {
         Self::Slurm(Box::new(config))
+    }
+}
+
+impl From<KubernetesConfig> for EngineConfig {
+    fn from(config: KubernetesConfig) -> Self {
+        Self::Kubernetes(Box::new(config))
     }
 }
 
@@ -39,6 +48,7 @@ impl EngineConfig {
         match self {
             Self::Local => "local",
             Self::Slurm(_) => "slurm",
+            Self::Kubernetes(_) => "kubernetes",
         }
     }
 
@@ -47,6 +57,7 @@ impl EngineConfig {
         match self {
             Self::Local => Ok(()),
             Self::Slurm(config) => config.check(),
+            Self::Kubernetes(config) => config.check(),
         }
     }
 
@@ -55,6 +66,7 @@ impl EngineConfig {
     pub fn shares_files(&self) -> bool {
         match self {
             Self::Local | Self::Slurm(_) => true,
+            Self::Kubernetes(_) => false,
         }
     }
 }
@@ -66,6 +78,10 @@ pub fn engine(config: &EngineConfig, folder: &Path) -> Result<Arc<dyn Engine>> {
         EngineConfig::Local => Arc::new(super::local::LocalEngine::new(folder)),
         #[cfg(feature = "slurm")]
         EngineConfig::Slurm(config) => Arc::new(crate::slurm::SlurmEngine::new((**config).clone(), folder)),
+        #[cfg(feature = "kubernetes")]
+        EngineConfig::Kubernetes(config) => {
+            Arc::new(crate::kubernetes::KubernetesEngine::new((**config).clone()))
+        }
         #[allow(unreachable_patterns, reason = "all engines are built in")]
         other => return Err(not_built(other)),
     })
@@ -77,6 +93,8 @@ pub fn control(config: &EngineConfig) -> Result<ControlConfig> {
         EngineConfig::Local => ControlConfig::default(),
         #[cfg(feature = "slurm")]
         EngineConfig::Slurm(_) => crate::slurm::control(),
+        #[cfg(feature = "kubernetes")]
+        EngineConfig::Kubernetes(config) => crate::kubernetes::control(config)?,
         #[allow(unreachable_patterns, reason = "all engines are built in")]
         other => return Err(not_built(other)),
     })
@@ -96,6 +114,10 @@ pub async fn spawner(config: &EngineConfig) -> Result<Arc<dyn Spawner>> {
         #[cfg(feature = "slurm")]
         EngineConfig::Slurm(config) => {
             Arc::new(crate::slurm::SlurmSpawner::from_env((**config).clone()).await?)
+        }
+        #[cfg(feature = "kubernetes")]
+        EngineConfig::Kubernetes(config) => {
+            Arc::new(crate::kubernetes::KubernetesSpawner::from_env((**config).clone()).await?)
         }
         #[allow(unreachable_patterns, reason = "all engines are built in")]
         other => return Err(not_built(other)),

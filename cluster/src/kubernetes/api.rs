@@ -20,19 +20,14 @@ const INVALID: u16 = 422;
 
 /// A client for the cluster that the kubeconfig names, or the one this process is in.
 pub(super) async fn connect(config: &KubernetesConfig) -> Result<Client> {
-    let found = async {
-        let mut found = match &config.context {
-            // Inside a cluster there is no kubeconfig, and no context to choose.
-            Some(_) if Kubeconfig::read().is_err() && Config::incluster().is_ok() => Config::infer().await,
-            Some(context) => {
-                let options = KubeConfigOptions { context: Some(context.clone()), ..KubeConfigOptions::default() };
-                return Config::from_kubeconfig(&options).await.map_err(|error| chain(&error));
-            }
-            None => Config::infer().await,
+    let found = match &config.context {
+        // Inside a cluster there is no kubeconfig, and no context to choose.
+        Some(context) if Kubeconfig::read().is_ok() => {
+            let options =
+                KubeConfigOptions { context: Some(context.clone()), ..KubeConfigOptions::default() };
+            Config::from_kubeconfig(&options).await.map_err(|error| chain(&error))
         }
-        .map_err(|error| chain(&error))?;
-        found.connect_timeout = Some(config.patience());
-        Ok(found)
+        _ => Config::infer().await.map_err(|error| chain(&error)),
     };
     let unusable = |reason: String| Error::Engine {
         engine: ENGINE,
@@ -40,7 +35,8 @@ pub(super) async fn connect(config: &KubernetesConfig) -> Result<Client> {
         reason,
         advice: ": `kubectl config view --minify` shows what is in use; `KUBECONFIG` names the file".into(),
     };
-    let found = found.await.map_err(unusable)?;
+    let mut found = found.map_err(unusable)?;
+    found.connect_timeout = Some(super::seconds(config.api_seconds));
     Client::try_from(found).map_err(|error| unusable(chain(&error)))
 }
 
@@ -137,7 +133,9 @@ pub(super) fn refused(what: &str, error: &kube::Error) -> Error {
             };
             (status.message.clone(), advice)
         }
-        other => (chain(other), ": is the API server up, and reachable from here? `kubectl cluster-info` tells"),
+        other => {
+            (chain(other), ": is the API server up, and reachable from here? `kubectl cluster-info` tells")
+        }
     };
     Error::Engine { engine: ENGINE, what: what.to_owned(), reason, advice: advice.into() }
 }

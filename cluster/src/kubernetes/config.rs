@@ -1,21 +1,22 @@
-//! What a site says about its cluster: the image, where pods may go, what they find mounted.
+//! What a site says about its cluster: the image, where pods may go, what they find mounted. It is known to every build, so
+//! that one without the engine can say so.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::resource::{Bytes, Milli, Resources};
+use crate::resource::{Bytes, Resources};
 
-/// How drivers and workers become pods, and how long one waits for what no longer answers.
-///
-/// The same in a configuration file, where everything but the image may be left out.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// How drivers and workers become pods, and how long one waits for what no longer answers:
+/// `Kubernetes(image: "registry.example.com/mnist:7")`. All but the image may be left out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct KubernetesConfig {
     /// The image with the program, for the driver and its workers alike. It needs `/bin/sh`.
     pub image: String,
+    /// Where the program is in the image; where it is here if not given.
+    pub program: Option<String>,
     /// When the image is pulled: `Always`, `IfNotPresent` or `Never`; Kubernetes' default if not given.
     pub pull_policy: Option<String>,
     /// The secrets to pull it with.
@@ -50,18 +51,22 @@ pub struct KubernetesConfig {
     pub container: BTreeMap<String, serde_json::Value>,
     /// The driver's port for its workers; any free one if 0, which a network policy cannot name.
     pub port: u16,
+    /// In which form the job is written down where it is only shown. What is submitted are pods.
+    pub manifest: Form,
     /// The version of Ray in the image, for what KubeRay is asked to bring up.
     pub ray_version: String,
     /// Whether the cluster makes nodes as they are needed. Then nothing is refused for being too large for those there are.
     pub autoscaled: bool,
-    /// Seconds for one answer of the API server.
-    pub patience_s: u64,
-    /// Seconds a killed worker may still be there, beyond its grace, before its node is given up.
-    pub kill_patience_s: u64,
-    /// Seconds from a worker's place on a node to its first line: its image is pulled in this time.
-    pub start_patience_s: u64,
-    /// Seconds for which a gang that found room only in part may hold it; then it lets others go first.
-    pub gather_s: u64,
+    /// How long the job may run; without end if not given.
+    pub time_seconds: Option<f64>,
+    /// How long one answer of the API server may take.
+    pub api_seconds: f64,
+    /// How long a killed worker may still be there, beyond its grace, before its node is given up.
+    pub kill_seconds: f64,
+    /// How long a worker with a place on a node may take to start: its image is pulled in this time.
+    pub start_seconds: f64,
+    /// How long a gang that found room only in part may hold it; then it lets others go first.
+    pub gather_seconds: f64,
 }
 
 impl KubernetesConfig {
@@ -71,30 +76,27 @@ impl KubernetesConfig {
         Self { image: image.into(), ..Self::default() }
     }
 
-    pub(super) fn patience(&self) -> Duration {
-        Duration::from_secs(self.patience_s)
-    }
-
-    pub(super) fn kill_patience(&self) -> Duration {
-        Duration::from_secs(self.kill_patience_s)
-    }
-
-    pub(super) fn start_patience(&self) -> Duration {
-        Duration::from_secs(self.start_patience_s)
-    }
-
-    pub(super) fn gather(&self) -> Duration {
-        Duration::from_secs(self.gather_s)
-    }
-
-    /// Refuses what no API server would take.
-    pub(super) fn check(&self) -> Result<()> {
+    /// Checks what can be without Kubernetes.
+    pub fn check(&self) -> Result<()> {
+        let wrong = |what: &str, problem: &str| {
+            Err(Error::BadRequest { what: format!("engine.Kubernetes.{what}"), problem: problem.into() })
+        };
         if self.image.trim().is_empty() {
-            let problem = "it names no `image`: Kubernetes runs nothing but images, so put the program into one";
-            return Err(Error::BadRequest {
-                what: "the Kubernetes configuration".into(),
-                problem: problem.into(),
-            });
+            return wrong(
+                "image",
+                "Kubernetes runs nothing but images: put the program into one, and name it",
+            );
+        }
+        for (what, seconds) in [
+            ("time_seconds", self.time_seconds.unwrap_or(1.0)),
+            ("api_seconds", self.api_seconds),
+            ("kill_seconds", self.kill_seconds),
+            ("start_seconds", self.start_seconds),
+            ("gather_seconds", self.gather_seconds),
+        ] {
+            if !(seconds > 0.0 && seconds < 1e9) {
+                return wrong(what, &format!("{seconds} is no time to wait"));
+            }
         }
         Ok(())
     }
@@ -104,6 +106,7 @@ impl Default for KubernetesConfig {
     fn default() -> Self {
         Self {
             image: String::new(),
+            program: None,
             pull_policy: None,
             pull_secrets: Vec::new(),
             context: None,
@@ -121,14 +124,33 @@ impl Default for KubernetesConfig {
             pod: BTreeMap::new(),
             container: BTreeMap::new(),
             port: 0,
+            manifest: Form::default(),
             ray_version: "2.60.0".into(),
             autoscaled: false,
-            patience_s: 30,
-            kill_patience_s: 5,
-            start_patience_s: 600,
-            gather_s: 600,
+            time_seconds: None,
+            api_seconds: 30.0,
+            kill_seconds: 5.0,
+            start_seconds: 600.0,
+            gather_seconds: 600.0,
         }
     }
+}
+
+/// In which form a job is written down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Form {
+    /// What [`submit`](crate::engine::Engine::submit) makes: the driver, which makes its workers' pods itself.
+    #[default]
+    Pods,
+    /// The gang alone, as one Indexed Job: every pod runs the command, in torchrun's environment. There is no driver, so
+    /// nothing is recovered; for programs that find each other by `RANK`, `WORLD_SIZE` and `MASTER_ADDR`.
+    IndexedJob,
+    /// The same as a JobSet, for queues that want one.
+    JobSet,
+    /// A Ray cluster that KubeRay brings up for the driver, and takes down with it.
+    RayJob,
+    /// A Ray cluster for the Ray engine, until it is deleted.
+    RayCluster,
 }
 
 /// A taint that is no hindrance.
@@ -181,111 +203,16 @@ pub enum Volume {
     ConfigMap(String),
 }
 
-/// What a container asks for, by Kubernetes' names and in its quantities.
-pub(super) fn quantities(config: &KubernetesConfig, wanted: &Resources) -> Result<BTreeMap<String, String>> {
-    let refuse = |problem: String| {
-        Err(Error::BadRequest { what: format!("{{{wanted}}} for a pod of Kubernetes"), problem })
-    };
-    let mut found = BTreeMap::new();
-    if !wanted.cpu.is_zero() {
-        found.insert("cpu".to_owned(), milli(wanted.cpu));
-    }
-    if wanted.memory.0 > 0 {
-        found.insert("memory".to_owned(), wanted.memory.0.to_string());
-    }
-    if !wanted.gpu.fraction().is_zero() {
-        return refuse("it gives GPUs as wholes only; ask for a whole one".into());
-    }
-    if !wanted.gpu.is_zero() {
-        found.insert(config.gpu.clone(), wanted.gpu.units().to_string());
-    }
-    for (name, amount) in wanted.customs() {
-        if !name.contains('/') || !amount.fraction().is_zero() {
-            let problem =
-                format!("`{name}` has to be whole, and named as nodes name it, as in `example.com/{name}`");
-            return refuse(problem);
-        }
-        found.insert(name.to_owned(), amount.units().to_string());
-    }
-    Ok(found)
-}
-
-fn milli(amount: Milli) -> String {
-    if amount.fraction().is_zero() {
-        amount.units().to_string()
-    } else {
-        format!("{}m", amount.thousandths())
-    }
-}
-
-/// A quantity of Kubernetes in thousandths, rounded down: `1900m`, `2`, `16Gi`, `0.5`, `3e3`.
-pub(super) fn thousandths(quantity: &str) -> Option<u128> {
-    const SUFFIXES: [(&str, u128); 14] = [
-        ("Ki", 1 << 10),
-        ("Mi", 1 << 20),
-        ("Gi", 1 << 30),
-        ("Ti", 1 << 40),
-        ("Pi", 1 << 50),
-        ("Ei", 1 << 60),
-        ("k", 1_000),
-        ("M", 1_000_000),
-        ("G", 1_000_000_000),
-        ("T", 1_000_000_000_000),
-        ("P", 1_000_000_000_000_000),
-        ("E", 1_000_000_000_000_000_000),
-        ("m", 0),
-        ("", 1),
-    ];
-    let quantity = quantity.trim();
-    let (number, unit) =
-        SUFFIXES.iter().find_map(|(suffix, unit)| Some((quantity.strip_suffix(suffix)?, *unit)))?;
-    let (mantissa, exponent) = match number.split_once(['e', 'E']) {
-        Some((mantissa, exponent)) => (mantissa, exponent.parse::<u32>().ok()?),
-        None => (number, 0),
-    };
-    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
-    let digits: u128 = format!("{whole}{fraction:0<3.3}").parse().ok()?;
-    let scaled = digits.checked_mul(10u128.checked_pow(exponent)?)?;
-    if unit == 0 { Some(scaled / 1000) } else { scaled.checked_mul(unit) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn quantities_are_read_as_kubernetes_writes_them() {
-        for (text, expected) in [
-            ("2", 2_000),
-            ("1900m", 1_900),
-            ("0.5", 500),
-            ("1Ki", 1_024_000),
-            ("16384Mi", 16_384 * 1_048_576 * 1_000),
-            ("3e3", 3_000_000),
-            ("1k", 1_000_000),
-            ("1.5Gi", 1_610_612_736_000),
-        ] {
-            assert_eq!(thousandths(text), Some(expected), "{text}");
-        }
-        assert_eq!(thousandths("lots"), None);
-        assert_eq!(thousandths(""), None);
-    }
-
-    #[test]
-    fn a_pod_asks_in_the_names_of_its_cluster() {
-        let config = KubernetesConfig { gpu: "amd.com/gpu".into(), ..KubernetesConfig::new("image") };
-        let ask = |text: &str| quantities(&config, &text.parse().unwrap());
-        let wanted = ask("cpu: 1.5, gpu: 2, memory: 1GiB, example.com/nic: 1").unwrap();
-        let wanted: Vec<_> = wanted.iter().map(|(name, amount)| format!("{name}={amount}")).collect();
-        assert_eq!(wanted, ["amd.com/gpu=2", "cpu=1500m", "example.com/nic=1", "memory=1073741824"]);
-        assert!(ask("gpu: 0.5").unwrap_err().to_string().contains("whole"));
-        assert!(ask("license: 1").unwrap_err().to_string().contains("example.com/license"));
-    }
-
-    #[test]
     fn a_configuration_without_an_image_says_so() {
         let error = KubernetesConfig::default().check().unwrap_err().to_string();
-        assert!(error.contains("`image`"), "{error}");
+        assert!(error.contains("engine.Kubernetes.image"), "{error}");
+        let hasty = KubernetesConfig { kill_seconds: -1.0, ..KubernetesConfig::new("image") };
+        assert!(hasty.check().unwrap_err().to_string().contains("engine.Kubernetes.kill_seconds"));
         let read: KubernetesConfig = serde_json::from_str(
             r#"{"image": "me/trainer:1", "driver": "cpu: 2", "volumes": [{"path": "/data", "volume": {"Claim": "data"}}]}"#,
         )

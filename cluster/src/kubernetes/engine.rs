@@ -122,13 +122,15 @@ impl KubernetesEngine {
     }
 
     fn patience(&self) -> Duration {
-        self.config.patience()
+        super::seconds(self.config.api_seconds)
     }
 
     /// Refuses what no node could ever hold, where the nodes may be looked at and are all there will be.
     async fn check_room(&self, cluster: &Cluster, spec: &JobSpec) -> Result<()> {
-        super::config::quantities(&self.config, &spec.room.per_worker)?;
-        let Some(nodes) = nodes::list(&cluster.client, &self.config, self.patience()).await? else { return Ok(()) };
+        super::quantity::quantities(&self.config, &spec.room.per_worker)?;
+        let Some(nodes) = nodes::list(&cluster.client, &self.config, self.patience()).await? else {
+            return Ok(());
+        };
         let mut all = Allocator::new(nodes.iter().map(|node| (node.name.clone(), node.total.clone())))?;
         for node in nodes.iter().filter(|node| !node.up) {
             all.set_up(&node.name, false);
@@ -143,7 +145,8 @@ impl KubernetesEngine {
         pod::driver(&self.config, spec, None)?;
         let variables = pod::variables(spec)?;
         let what = format!("creating the service `{id}`");
-        let made: Option<Service> = api::create(&cluster.services, &what, patience, pod::service(spec)?).await?;
+        let made: Option<Service> =
+            api::create(&cluster.services, &what, patience, pod::service(spec)?).await?;
         let what = format!("the service `{id}`");
         let service = match made {
             Some(service) => service,
@@ -153,11 +156,16 @@ impl KubernetesEngine {
         if found.annotation(pod::PLACED).is_some() || found.cancelled() {
             return Ok(false);
         }
-        if found.service.metadata.labels.as_ref().and_then(|labels| labels.get(pod::JOB)).map(String::as_str) != Some(id) {
+        if found.service.metadata.labels.as_ref().and_then(|labels| labels.get(pod::JOB)).map(String::as_str)
+            != Some(id)
+        {
             return Err(Error::Engine {
                 engine: ENGINE,
                 what: format!("the job `{id}`"),
-                reason: format!("namespace `{}` has a service of that name, which is no job's", cluster.namespace),
+                reason: format!(
+                    "namespace `{}` has a service of that name, which is no job's",
+                    cluster.namespace
+                ),
                 advice: ": choose another name for the job, or another namespace".into(),
             });
         }
@@ -166,7 +174,8 @@ impl KubernetesEngine {
         let secret = pod::secret(id, id, Some(&owner), &variables);
         api::create(&cluster.secrets, &format!("creating the secret `{id}`"), patience, secret).await?;
         let driver = pod::driver(&self.config, spec, Some(&owner))?;
-        let made: Option<Pod> = api::create(&cluster.pods, &format!("creating the pod `{id}`"), patience, driver).await?;
+        let made: Option<Pod> =
+            api::create(&cluster.pods, &format!("creating the pod `{id}`"), patience, driver).await?;
         if made.is_some() {
             self.annotate(cluster, &spec.id, pod::PLACED).await?;
         }
@@ -182,13 +191,11 @@ impl KubernetesEngine {
 
     /// Services and drivers' pods by these selectors.
     async fn find(&self, cluster: &Cluster, services: &str, pods: &str) -> Result<Vec<Found>> {
-        let params = |selector: &str| ListParams::default().labels(selector);
+        let (services, pods) = (ListParams::default().labels(services), ListParams::default().labels(pods));
         // Records first: a pod without one is a job that was deleted meanwhile.
-        let services = cluster.services.list(&params(services));
-        let services = async { api::ask("the list of jobs", self.patience(), services).await };
-        let pods = cluster.pods.list(&params(pods));
-        let pods = async { api::ask("the list of drivers", self.patience(), pods).await };
-        let (services, pods) = (services.await?, pods.await?);
+        let services =
+            api::ask("the list of jobs", self.patience(), cluster.services.list(&services)).await?;
+        let pods = api::ask("the list of drivers", self.patience(), cluster.pods.list(&pods)).await?;
         let mut pods: HashMap<_, _> =
             pods.items.into_iter().map(|pod| (pod.metadata.name.clone(), pod)).collect();
         let found = |service: Service| Found { pod: pods.remove(&service.metadata.name), service };
@@ -272,7 +279,13 @@ impl KubernetesEngine {
     }
 
     /// The next piece of a driver's log, and whether the driver was over before it was looked for.
-    async fn piece(&self, cluster: &Cluster, id: &JobId, log: &mut PodLog, wait: Duration) -> Result<(Vec<u8>, bool)> {
+    async fn piece(
+        &self,
+        cluster: &Cluster,
+        id: &JobId,
+        log: &mut PodLog,
+        wait: Duration,
+    ) -> Result<(Vec<u8>, bool)> {
         let since = Instant::now();
         loop {
             let found = self.one(cluster, id).await?;
@@ -287,15 +300,16 @@ impl KubernetesEngine {
                     log.reopen();
                 }
                 let within = if follow { left } else { self.patience() };
-                match tokio::time::timeout(within, log.next(follow)).await {
-                    Ok(Ok(read)) => bytes = read,
-                    // A pod that is being deleted has no log any more.
-                    Ok(Err(error)) if !over => tracing::debug!(%error, "the log cannot be read just now"),
-                    Ok(Err(error)) if self.one(cluster, id).await?.pod.is_some() => return Err(error),
-                    Ok(Err(_)) | Err(_) => {}
-                }
+                let read = tokio::time::timeout(within, log.next(follow)).await;
                 if !follow {
                     log.reopen();
+                }
+                match read {
+                    Ok(Ok(read)) => bytes = read,
+                    // A pod that is being deleted has no log any more, and one that just began has none yet.
+                    Ok(Err(error)) if over && found.pod.is_some() => return Err(error),
+                    Ok(Err(error)) => tracing::debug!(%error, "the log cannot be read just now"),
+                    Err(_) => {}
                 }
             }
             if !bytes.is_empty() || over || since.elapsed() >= wait {
@@ -317,7 +331,7 @@ impl Engine for KubernetesEngine {
     }
 
     fn render(&self, spec: &JobSpec) -> Result<String> {
-        render::render(&self.config, spec, render::Form::Pods)
+        render::render(&self.config, spec, self.config.manifest)
     }
 
     async fn submit(&self, spec: &JobSpec) -> Result<Submitted> {
@@ -394,11 +408,18 @@ impl Engine for KubernetesEngine {
             let has = found.labels();
             labels.iter().all(|(name, value)| has.get(name) == Some(value))
         });
-        let key = |found: &Found| (found.service.metadata.creation_timestamp.clone().map(|at| at.0), found.service.metadata.name.clone());
+        let key = |found: &Found| {
+            (
+                found.service.metadata.creation_timestamp.clone().map(|at| at.0),
+                found.service.metadata.name.clone(),
+            )
+        };
         all.sort_by_key(key);
         let mut statuses = Vec::new();
         for found in &all {
-            let Ok(id) = JobId::new(found.service.metadata.name.clone().unwrap_or_default()) else { continue };
+            let Ok(id) = JobId::new(found.service.metadata.name.clone().unwrap_or_default()) else {
+                continue;
+            };
             statuses.push(self.status(cluster, &id, found));
         }
         Ok(statuses)

@@ -34,7 +34,7 @@
 //! | what | then |
 //! |---|---|
 //! | a worker fails or is killed | its exit code is told as soon as its node tells; other workers are not touched |
-//! | a node dies, or hangs | the controller's heartbeats miss it; [`Spawner::kill`](crate::Spawner::kill) waits for it no longer than `kill_patience_s` beyond the grace, tells its workers as lost, takes their pods out of the cluster and asks the scheduler for other nodes from then on. Kubernetes' own timeouts (minutes) have no say in it |
+//! | a node dies, or hangs | the controller's heartbeats miss it; [`Spawner::kill`](crate::Spawner::kill) waits for it no longer than [`KubernetesConfig::kill_seconds`] beyond the grace, tells its workers as lost, takes their pods out of the cluster and asks the scheduler for other nodes from then on. Kubernetes' own timeouts (minutes) have no say in it |
 //! | the driver dies | its workers miss it and end by themselves; programs that do not are deleted by whoever next asks after the job. Resume the run as a new job |
 //! | the driver's pod is deleted, or its node drained | SIGTERM, the [`notice`](crate::engine::JobSpec::notice), then the end; workers go with it. The job is [`Forgotten`](crate::engine::JobState::Forgotten), and can be resumed where it saved |
 //! | the time limit comes, or a preemption | SIGTERM the notice before; it saves and exits with 75 |
@@ -49,38 +49,68 @@
 //! Whoever may look at pods sees their arguments and variables. So the driver's variables and everything its workers are
 //! told go through secrets, which the pods own. The service account may create secrets, and read none.
 
+#[cfg(feature = "kubernetes")]
 mod api;
 mod config;
+#[cfg(feature = "kubernetes")]
 mod engine;
+#[cfg(feature = "kubernetes")]
 mod log;
+#[cfg(feature = "kubernetes")]
 mod nodes;
+#[cfg(feature = "kubernetes")]
 mod pod;
+#[cfg(feature = "kubernetes")]
+mod quantity;
+#[cfg(feature = "kubernetes")]
 mod render;
+#[cfg(feature = "kubernetes")]
 mod reserve;
+#[cfg(feature = "kubernetes")]
 mod script;
+#[cfg(feature = "kubernetes")]
 mod spawner;
+#[cfg(feature = "kubernetes")]
 mod status;
+#[cfg(feature = "kubernetes")]
 mod watcher;
+#[cfg(feature = "kubernetes")]
 mod worker;
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-
+#[cfg(feature = "kubernetes")]
 use crate::control::ControlConfig;
-use crate::error::{Error, Result};
+#[cfg(feature = "kubernetes")]
+use crate::error::Result;
 
-pub use config::{KubernetesConfig, Mount, Toleration, Volume};
+pub use config::{Form, KubernetesConfig, Mount, Toleration, Volume};
+#[cfg(feature = "kubernetes")]
 pub use engine::KubernetesEngine;
+#[cfg(feature = "kubernetes")]
 pub use kube::Client;
-pub use render::{Form, HIDDEN, render};
+#[cfg(feature = "kubernetes")]
+pub use render::{HIDDEN, render};
+#[cfg(feature = "kubernetes")]
 pub use spawner::KubernetesSpawner;
 
+#[cfg(feature = "kubernetes")]
 pub(crate) const ENGINE: &str = "kubernetes";
 
 /// The service account of drivers with the least rights they need, and the rights of whoever submits.
 pub const MANIFEST: &str = include_str!("manifest.yaml");
 
+/// Seconds as they are written in a configuration.
+#[cfg(feature = "kubernetes")]
+fn seconds(seconds: f64) -> std::time::Duration {
+    std::time::Duration::try_from_secs_f64(seconds).unwrap_or_default()
+}
+
 /// A control port that the cluster's other pods reach, at the address of the pod this process is in.
+#[cfg(feature = "kubernetes")]
 pub fn control(config: &KubernetesConfig) -> Result<ControlConfig> {
+    use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+    use crate::error::Error;
+
     let unusable = |problem: &str| Error::Environment { variable: pod::POD_IP, problem: problem.into() };
     let address = std::env::var(pod::POD_IP)
         .map_err(|_| unusable("is not set: this process is not the driver of a job of Kubernetes"))?;

@@ -9,20 +9,26 @@ use k8s_openapi::api::core::v1::Node;
 use kube::Client;
 use kube::api::{Api, ListParams};
 
+use super::KubernetesConfig;
 use super::api::{is_forbidden, refused};
-use super::config::{KubernetesConfig, thousandths};
+use super::quantity::thousandths;
 use crate::error::{Error, Result};
 use crate::request::Seat;
 use crate::resource::{Bytes, Milli, Resources};
 use crate::spawner::NodeStatus;
 
 /// The nodes on which pods of this configuration may stand; `None` where they are not to be known.
-pub(super) async fn list(client: &Client, config: &KubernetesConfig, within: Duration) -> Result<Option<Vec<NodeStatus>>> {
+pub(super) async fn list(
+    client: &Client,
+    config: &KubernetesConfig,
+    within: Duration,
+) -> Result<Option<Vec<NodeStatus>>> {
     if config.autoscaled {
         return Ok(None);
     }
     let api: Api<Node> = Api::all(client.clone());
-    let wanted: Vec<String> = config.node_selector.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let wanted: Vec<String> =
+        config.node_selector.iter().map(|(name, value)| format!("{name}={value}")).collect();
     let params = ListParams::default().labels(&wanted.join(","));
     match tokio::time::timeout(within, api.list(&params)).await {
         Ok(Ok(list)) => Ok(Some(list.items.iter().map(|node| read(node, config)).collect())),
@@ -41,7 +47,9 @@ fn read(node: &Node, config: &KubernetesConfig) -> NodeStatus {
     let status = node.status.clone().unwrap_or_default();
     let mut total = Resources::none();
     for (name, quantity) in status.allocatable.iter().flatten() {
-        let Some(amount) = thousandths(&quantity.0).and_then(|amount| u64::try_from(amount).ok()) else { continue };
+        let Some(amount) = thousandths(&quantity.0).and_then(|amount| u64::try_from(amount).ok()) else {
+            continue;
+        };
         match name.as_str() {
             "cpu" => total.cpu = Milli::from_thousandths(amount),
             "memory" => total.memory = Bytes(amount / 1000),
@@ -68,13 +76,23 @@ fn read(node: &Node, config: &KubernetesConfig) -> NodeStatus {
 /// What stands for the nodes of a cluster that does not show them.
 pub(super) fn anywhere() -> Vec<NodeStatus> {
     let total = Resources::cpus(1024).with_gpus(64).with_memory(Bytes(1 << 46));
-    let node = |n: usize| NodeStatus { name: format!("some-node-{n}"), free: total.clone(), total: total.clone(), up: true };
+    let node = |n: usize| NodeStatus {
+        name: format!("some-node-{n}"),
+        free: total.clone(),
+        total: total.clone(),
+        up: true,
+    };
     (0..64).map(node).collect()
 }
 
 /// Takes what gangs hold off what is free.
-pub(super) fn without<'a>(mut nodes: Vec<NodeStatus>, seats: impl IntoIterator<Item = &'a Seat>) -> Vec<NodeStatus> {
-    let minus = |from: Milli, part: Milli| Milli::from_thousandths(from.thousandths().saturating_sub(part.thousandths()));
+pub(super) fn without<'a>(
+    mut nodes: Vec<NodeStatus>,
+    seats: impl IntoIterator<Item = &'a Seat>,
+) -> Vec<NodeStatus> {
+    let minus = |from: Milli, part: Milli| {
+        Milli::from_thousandths(from.thousandths().saturating_sub(part.thousandths()))
+    };
     for seat in seats {
         let Some(node) = nodes.iter_mut().find(|node| node.name == seat.node) else { continue };
         let (free, held) = (&node.free, &seat.resources);
@@ -109,11 +127,18 @@ mod tests {
         }));
         assert_eq!(seen.total.to_string(), "cpu: 3.92, gpu: 8, memory: 16GiB, me.org/nic: 2");
         assert!(seen.up);
-        let tainted = |key: &str| serde_json::json!({
-            "spec": { "taints": [{ "key": key, "effect": "NoSchedule" }] }, "status": { "conditions": ready },
-        });
+        let tainted = |key: &str| {
+            serde_json::json!({
+                "spec": { "taints": [{ "key": key, "effect": "NoSchedule" }] }, "status": { "conditions": ready },
+            })
+        };
         assert!(node(tainted("nvidia.com/gpu")).up && !node(tainted("theirs")).up);
-        assert!(!node(serde_json::json!({ "spec": { "unschedulable": true }, "status": { "conditions": ready } })).up);
+        assert!(
+            !node(
+                serde_json::json!({ "spec": { "unschedulable": true }, "status": { "conditions": ready } })
+            )
+            .up
+        );
         assert!(!node(serde_json::json!({})).up, "nothing says that it is ready");
     }
 }

@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use super::config::{KubernetesConfig, Volume, quantities};
+use super::config::{KubernetesConfig, Volume};
+use super::quantity::quantities;
 use super::script;
 use crate::engine::{JobId, JobSpec};
 use crate::error::{Error, Result};
@@ -82,7 +83,12 @@ pub(super) fn service(spec: &JobSpec) -> Result<Value> {
 }
 
 /// A secret with these texts.
-pub(super) fn secret(name: &str, job: &str, owner: Option<&Owner>, texts: &BTreeMap<String, String>) -> Value {
+pub(super) fn secret(
+    name: &str,
+    job: &str,
+    owner: Option<&Owner>,
+    texts: &BTreeMap<String, String>,
+) -> Value {
     let mut secret = json!({
         "apiVersion": "v1",
         "kind": "Secret",
@@ -99,10 +105,9 @@ pub(super) fn secret(name: &str, job: &str, owner: Option<&Owner>, texts: &BTree
 pub(super) fn driver(config: &KubernetesConfig, spec: &JobSpec, owner: Option<&Owner>) -> Result<Value> {
     let notice = spec.notice.as_secs().max(1);
     let (command, id) = (&spec.command, spec.id.as_str());
-    let mut words = vec!["/bin/sh".to_owned(), "-c".to_owned(), script::INIT.to_owned(), "regatta".to_owned()];
-    for word in std::iter::once(&command.program).chain(&command.args) {
-        words.push(text("an argument of the driver", word)?);
-    }
+    let mut words =
+        vec!["/bin/sh".to_owned(), "-c".to_owned(), script::INIT.to_owned(), "regatta".to_owned()];
+    words.extend(self::words(config, spec)?);
     let mut container = json!({
         "command": words,
         "env": own([(POD, "metadata.name"), (POD_UID, "metadata.uid"), (POD_IP, "status.podIP"), (NAMESPACE, "metadata.namespace")]),
@@ -117,17 +122,32 @@ pub(super) fn driver(config: &KubernetesConfig, spec: &JobSpec, owner: Option<&O
         "terminationGracePeriodSeconds": notice,
         "affinity": affinity(&GangRequest { placement: Placement::Spread, ..spec.room.clone() }, None, None),
     });
-    if let Some(limit) = spec.time_limit {
-        details["activeDeadlineSeconds"] = limit.as_secs().saturating_sub(notice).max(1).into();
+    if let Some(limit) = time_limit(config, spec) {
+        details["activeDeadlineSeconds"] = limit.saturating_sub(notice).max(1).into();
     }
     let made = Made { name: id, job: id, role: "driver", resources: &config.driver, owner };
     pod(config, &made, container, details)
 }
 
+/// The words of the driver's command, in its image.
+pub(super) fn words(config: &KubernetesConfig, spec: &JobSpec) -> Result<Vec<String>> {
+    let program = match &config.program {
+        Some(program) => program.clone(),
+        None => text("the driver's program", &spec.command.program)?,
+    };
+    let args = spec.command.args.iter().map(|word| text("an argument of the driver", word));
+    std::iter::once(Ok(program)).chain(args).collect()
+}
+
+/// How many seconds the job may run, if not as long as it likes.
+pub(super) fn time_limit(config: &KubernetesConfig, spec: &JobSpec) -> Option<u64> {
+    let limit = spec.time_limit.or(config.time_seconds.map(super::seconds))?;
+    Some(limit.as_secs().max(1))
+}
+
 /// What a spawner's pods have in common.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
-    pub(super) namespace: String,
     pub(super) job: String,
     /// Told apart from every other spawner's.
     pub(super) mark: String,
@@ -217,7 +237,8 @@ fn pod(config: &KubernetesConfig, made: &Made<'_>, container: Value, details: Va
         push(&mut spec["tolerations"], tolerates(toleration));
     }
     merge(&mut spec, overlay(&config.pod));
-    let mut metadata = json!({ "name": made.name, "labels": config.labels, "annotations": config.annotations });
+    let mut metadata =
+        json!({ "name": made.name, "labels": config.labels, "annotations": config.annotations });
     merge(&mut metadata["labels"], labels(made.job, made.role));
     // A node that is to be saved must not cost a run.
     let safe = metadata["annotations"].get("cluster-autoscaler.kubernetes.io/safe-to-evict").is_some();
@@ -261,7 +282,8 @@ fn affinity(request: &GangRequest, gang: Option<&str>, node: Option<&str>) -> Va
             affinity["podAffinity"] = json!({ "requiredDuringSchedulingIgnoredDuringExecution": [others] });
         }
         Placement::StrictSpread => {
-            affinity["podAntiAffinity"] = json!({ "requiredDuringSchedulingIgnoredDuringExecution": [others] });
+            affinity["podAntiAffinity"] =
+                json!({ "requiredDuringSchedulingIgnoredDuringExecution": [others] });
         }
     }
     affinity
@@ -282,7 +304,9 @@ fn volumes(config: &KubernetesConfig) -> Value {
             Volume::Nfs { server, path } => json!({ "nfs": { "server": server, "path": path } }),
             Volume::Host(path) => json!({ "hostPath": { "path": path } }),
             Volume::Scratch => json!({ "emptyDir": {} }),
-            Volume::Memory(most) => json!({ "emptyDir": { "medium": "Memory", "sizeLimit": most.0.to_string() } }),
+            Volume::Memory(most) => {
+                json!({ "emptyDir": { "medium": "Memory", "sizeLimit": most.0.to_string() } })
+            }
             Volume::Secret(name) => json!({ "secret": { "secretName": name } }),
             Volume::ConfigMap(name) => json!({ "configMap": { "name": name } }),
         };
@@ -293,9 +317,7 @@ fn volumes(config: &KubernetesConfig) -> Value {
 }
 
 fn mounts(config: &KubernetesConfig) -> Value {
-    let mount = |(at, mount): (usize, &super::config::Mount)| {
-        json!({ "name": format!("volume-{at}"), "mountPath": mount.path, "readOnly": mount.read_only })
-    };
+    let mount = |(at, mount): (usize, &super::config::Mount)| json!({ "name": format!("volume-{at}"), "mountPath": mount.path, "readOnly": mount.read_only });
     config.volumes.iter().enumerate().map(mount).collect()
 }
 

@@ -4,9 +4,9 @@
 
 use serde_json::{Value, json};
 
-use super::config::{KubernetesConfig, quantities};
+use super::config::{Form, KubernetesConfig};
 use super::engine::objects;
-use super::pod::{self, CONTAINER, Place, merge};
+use super::pod::{self, Place, merge};
 use super::script;
 use crate::engine::JobSpec;
 use crate::engine::shell;
@@ -19,23 +19,6 @@ pub const HIDDEN: &str = "(hidden)";
 const MASTER_PORT: u16 = 29_500;
 /// How long what has ended is kept, so that its log can be read.
 const KEPT: u64 = 24 * 3600;
-
-/// In which form a job is written down.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Form {
-    /// What [`submit`](crate::engine::Engine::submit) makes: the driver, which makes its workers' pods itself.
-    Pods,
-    /// The gang alone, as one Indexed Job: every pod runs the command, in torchrun's environment. There is no driver, so
-    /// nothing is recovered; for programs that find each other by `RANK`, `WORLD_SIZE` and `MASTER_ADDR`.
-    IndexedJob,
-    /// The same as a JobSet, for queues that want one.
-    JobSet,
-    /// A Ray cluster that KubeRay brings up for the driver, and takes down with it.
-    RayJob,
-    /// A Ray cluster for the Ray engine, until it is deleted.
-    RayCluster,
-}
 
 /// The job in this form, as YAML: one document an object.
 pub fn render(config: &KubernetesConfig, spec: &JobSpec, form: Form) -> Result<String> {
@@ -65,12 +48,6 @@ pub fn render(config: &KubernetesConfig, spec: &JobSpec, form: Form) -> Result<S
     Ok(text)
 }
 
-/// The words of the driver's command.
-fn words(spec: &JobSpec) -> Result<Vec<String>> {
-    let words = std::iter::once(&spec.command.program).chain(&spec.command.args);
-    words.map(|word| pod::text("an argument", word)).collect()
-}
-
 /// The gang as one object, with its service and its secret.
 fn gang(config: &KubernetesConfig, spec: &JobSpec, form: Form) -> Result<Vec<Value>> {
     let (id, workers) = (spec.id.as_str(), spec.room.max_workers);
@@ -78,8 +55,9 @@ fn gang(config: &KubernetesConfig, spec: &JobSpec, form: Form) -> Result<Vec<Val
     // JobSet names a pod by its job, which it names itself.
     let job = if form == Form::JobSet { format!("{id}-workers-0") } else { id.to_owned() };
     let container = &mut template["spec"]["containers"][0];
-    let mut command = vec!["/bin/sh".to_owned(), "-c".to_owned(), script::INIT.to_owned(), "regatta".to_owned()];
-    command.extend(words(spec)?);
+    let mut command =
+        vec!["/bin/sh".to_owned(), "-c".to_owned(), script::INIT.to_owned(), "regatta".to_owned()];
+    command.extend(pod::words(config, spec)?);
     let index = json!({ "fieldRef": { "fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']" } });
     container["command"] = command.into();
     container["env"] = json!([
@@ -100,8 +78,8 @@ fn gang(config: &KubernetesConfig, spec: &JobSpec, form: Form) -> Result<Vec<Val
         "backoffLimit": 0,
         "template": template,
     });
-    if let Some(limit) = spec.time_limit {
-        one["activeDeadlineSeconds"] = limit.as_secs().max(1).into();
+    if let Some(limit) = pod::time_limit(config, spec) {
+        one["activeDeadlineSeconds"] = limit.into();
     }
     let metadata = json!({ "name": id, "labels": labels(config, spec) });
     let whole = match form {
@@ -140,8 +118,9 @@ fn labels(config: &KubernetesConfig, spec: &JobSpec) -> Value {
 /// A worker's pod without what only a driver knows.
 fn template(config: &KubernetesConfig, spec: &JobSpec, room: &GangRequest) -> Result<Value> {
     let id = spec.id.as_str();
-    let place = Place { namespace: String::new(), job: id.to_owned(), mark: String::new(), owner: None };
-    let mut pod = pod::worker(config, &place, &pod::WorkerPod { name: id, gang: id, request: room, node: None })?;
+    let place = Place { job: id.to_owned(), mark: String::new(), owner: None };
+    let mut pod =
+        pod::worker(config, &place, &pod::WorkerPod { name: id, gang: id, request: room, node: None })?;
     let mut template = json!({ "metadata": pod["metadata"].take(), "spec": pod["spec"].take() });
     if let Some(metadata) = template["metadata"].as_object_mut() {
         metadata.remove("name");
@@ -160,14 +139,13 @@ fn ray(config: &KubernetesConfig, spec: &JobSpec, form: Form) -> Result<Vec<Valu
         let room = GangRequest { per_worker: resources, max_workers: 1, ..spec.room.clone() };
         let mut template = template(config, spec, &room)?;
         let container = &mut template["spec"]["containers"][0];
-        let object = container.as_object_mut().into_iter();
-        object.for_each(|container| {
-            container.remove("command");
-            container.remove("env");
-        });
+        for name in ["command", "env"] {
+            container.as_object_mut().and_then(|container| container.remove(name));
+        }
         container["name"] = format!("ray-{role}").into();
         container["envFrom"] = environment.clone();
-        for name in ["subdomain", "restartPolicy", "affinity"] {
+        // What KubeRay says itself, and a token that its autoscaler needs.
+        for name in ["subdomain", "restartPolicy", "automountServiceAccountToken"] {
             template["spec"].as_object_mut().and_then(|spec| spec.remove(name));
         }
         Ok(template)
@@ -194,14 +172,13 @@ fn ray(config: &KubernetesConfig, spec: &JobSpec, form: Form) -> Result<Vec<Valu
             "template": group(room.per_worker.clone(), "worker")?,
         }],
     });
-    quantities(config, &room.per_worker)?;
     let metadata = json!({ "name": id, "labels": labels(config, spec) });
     let whole = match form {
         Form::RayCluster => {
             json!({ "apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": metadata, "spec": cluster })
         }
         _ => {
-            let words = words(spec)?;
+            let words = pod::words(config, spec)?;
             let line = shell::words(words.iter().map(std::ffi::OsStr::new));
             let mut job = json!({
                 "entrypoint": pod::text("the driver's command", &line)?,
@@ -215,8 +192,8 @@ fn ray(config: &KubernetesConfig, spec: &JobSpec, form: Form) -> Result<Vec<Valu
                 "backoffLimit": 0,
                 "rayClusterSpec": cluster,
             });
-            if let Some(limit) = spec.time_limit {
-                job["activeDeadlineSeconds"] = limit.as_secs().max(1).into();
+            if let Some(limit) = pod::time_limit(config, spec) {
+                job["activeDeadlineSeconds"] = limit.into();
             }
             json!({ "apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": metadata, "spec": job })
         }

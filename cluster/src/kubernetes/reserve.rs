@@ -15,6 +15,8 @@ use tokio::time::Instant;
 
 use super::pod::{WorkerPod, worker};
 use super::spawner::Inner;
+use super::status::Seen;
+use super::watcher::Watcher;
 use super::{ENGINE, api};
 use crate::error::{Error, Result};
 use crate::request::{GangRequest, Lease, LeaseId, Seat};
@@ -22,6 +24,9 @@ use crate::spawner::Launch;
 
 /// How long after a refusal for want of quota it is tried again.
 const QUOTA: Duration = Duration::from_secs(5);
+
+/// How many pods are made at the same time.
+const AT_ONCE: usize = 32;
 
 /// Pods with a place each.
 pub(super) struct Gathered {
@@ -62,8 +67,10 @@ impl Inner {
             let seated = self.try_once(&request, deadline, &mut answer, &mut pods, &mut blocked).await;
             match seated {
                 Ok(Some(seats)) => {
-                    let spare: Vec<String> =
-                        pods.into_iter().filter(|pod| seats.iter().all(|(seated, _)| seated != pod)).collect();
+                    let spare: Vec<String> = pods
+                        .into_iter()
+                        .filter(|pod| seats.iter().all(|(seated, _)| seated != pod))
+                        .collect();
                     self.give_back(&spare).await;
                     let gathered = self.lease(&request, seats);
                     if let Err(Ok(gathered)) = answer.send(Ok(gathered)) {
@@ -81,7 +88,9 @@ impl Inner {
             if Instant::now() < deadline && !answer.is_closed() {
                 self.give_back(&std::mem::take(&mut left)).await;
                 // Not in step with whoever waits for the same places.
-                let pause = QUOTA.mul_f64(rand::rng().random_range(0.2..1.0)).min(deadline - Instant::now());
+                let pause = QUOTA
+                    .mul_f64(rand::rng().random_range(0.2..1.0))
+                    .min(deadline.saturating_duration_since(Instant::now()));
                 tokio::select! { () = tokio::time::sleep(pause) => {}, () = answer.closed() => {} }
             }
         }
@@ -116,8 +125,8 @@ impl Inner {
         }
     }
 
-    /// Makes pods, all or an error; the error is of the first that could not be made.
-    pub(super) async fn make(
+    /// Makes pods, all or an error: that of the first that could not be made.
+    async fn make(
         &self,
         request: &GangRequest,
         gang: &str,
@@ -126,32 +135,34 @@ impl Inner {
     ) -> Result<()> {
         let excluded: BTreeSet<String> = self.closed().union(&request.excluded).cloned().collect();
         let request = GangRequest { excluded, ..request.clone() };
-        let make = |(n, name): (usize, &String)| {
-            let node = nodes.and_then(|nodes| nodes.get(n)).map(String::as_str);
-            let made = worker(&self.config, &self.place, &WorkerPod { name, gang, request: &request, node });
-            async move {
-                let what = format!("creating the pod `{name}`");
-                let pod: Option<Pod> = api::create(&self.pods, &what, self.config.patience(), made?).await?;
-                let pod = pod.ok_or_else(|| Error::Engine {
-                    engine: ENGINE,
-                    what,
-                    reason: "there is one of that name".into(),
-                    advice: ": delete it; no other driver should have made it".into(),
-                })?;
-                self.watcher.add(&pod);
-                Ok(())
-            }
-        };
+        let pods: Vec<WorkerPod<'_>> = names
+            .iter()
+            .enumerate()
+            .map(|(n, name)| {
+                let node = nodes.and_then(|nodes| nodes.get(n)).map(String::as_str);
+                WorkerPod { name, gang, request: &request, node }
+            })
+            .collect();
         // A few at a time: a gang of hundreds must not fall on the API server at once.
-        let mut first = Ok(());
-        for (chunk, names) in names.chunks(32).enumerate() {
-            let made = join_all(names.iter().enumerate().map(|(n, name)| make((chunk * 32 + n, name)))).await;
-            first = made.into_iter().fold(first, |first, made: Result<()>| first.and(made));
-            if first.is_err() {
-                break;
-            }
+        for some in pods.chunks(AT_ONCE) {
+            let made = join_all(some.iter().map(|pod| self.make_one(pod))).await;
+            made.into_iter().collect::<Result<Vec<()>>>()?;
         }
-        first
+        Ok(())
+    }
+
+    async fn make_one(&self, pod: &WorkerPod<'_>) -> Result<()> {
+        let what = format!("creating the pod `{}`", pod.name);
+        let object = worker(&self.config, &self.place, pod)?;
+        let made: Option<Pod> = api::create(&self.pods, &what, self.patience(), object).await?;
+        let made = made.ok_or_else(|| Error::Engine {
+            engine: ENGINE,
+            what,
+            reason: "there is one of that name".into(),
+            advice: ": delete it; no other driver should have made it".into(),
+        })?;
+        self.watcher.add(&made);
+        Ok(())
     }
 
     async fn settle(
@@ -162,13 +173,15 @@ impl Inner {
         answer: &mut oneshot::Sender<Result<Gathered>>,
         blocked: &mut String,
     ) -> Settled {
-        let until = deadline.min(Instant::now() + self.config.gather());
+        let until = deadline.min(Instant::now() + super::seconds(self.config.gather_seconds));
         loop {
             let within = until.saturating_duration_since(Instant::now());
             let settled = self.watcher.wait(within, |watcher| {
                 let seen: Vec<_> = names.iter().map(|name| (name, watcher.look(name))).collect();
-                let seated: Vec<_> =
-                    seen.iter().filter_map(|(name, seen)| Some(((*name).clone(), seen.node.clone()?))).collect();
+                let seated: Vec<_> = seen
+                    .iter()
+                    .filter_map(|(name, seen)| Some(((*name).clone(), seen.node.clone()?)))
+                    .collect();
                 let why = seen.iter().find_map(|(_, seen)| seen.unplaced.clone());
                 let turned_away = seen.iter().find(|(_, seen)| seen.over()).map(|(_, seen)| seen.word());
                 *blocked = match (&why, &turned_away) {
@@ -198,7 +211,8 @@ impl Inner {
     }
 
     fn lease(&self, request: &GangRequest, mut places: Vec<(String, String)>) -> Gathered {
-        places.sort_by(|(one, its), (other, others)| (its, one.len(), one).cmp(&(others, other.len(), other)));
+        places
+            .sort_by(|(one, its), (other, others)| (its, one.len(), one).cmp(&(others, other.len(), other)));
         let mut seats: Vec<Seat> = Vec::new();
         for (slot, (_, node)) in places.iter().enumerate() {
             let local_slot = seats.iter().filter(|seat| seat.node == *node).count();
@@ -212,30 +226,17 @@ impl Inner {
     }
 
     /// New pods for a lease whose first have run, on the same nodes.
-    pub(super) async fn again(&self, lease: &Lease, request: &GangRequest, launch: &Launch) -> Result<Vec<String>> {
+    pub(super) async fn again(
+        &self,
+        lease: &Lease,
+        request: &GangRequest,
+        launch: &Launch,
+    ) -> Result<Vec<String>> {
         let gang = self.name_gang();
         let names: Vec<String> = (0..lease.workers()).map(|n| format!("{gang}-{n}")).collect();
         let nodes: Vec<String> = lease.seats.iter().map(|seat| seat.node.clone()).collect();
-        let made = self.make(request, &gang, &names, Some(&nodes)).await;
-        let placed = async {
-            let seated = |watcher: &super::watcher::Watcher| {
-                let seen: Vec<_> = names.iter().map(|name| watcher.look(name)).collect();
-                let over = seen.iter().any(super::status::Seen::over);
-                (over || seen.iter().all(|seen| seen.node.is_some())).then_some(!over)
-            };
-            match self.watcher.wait(self.config.start_patience(), seated).await {
-                Some(true) => Ok(()),
-                _ => {
-                    let seen = names.iter().map(|name| self.watcher.look(name)).zip(&lease.seats);
-                    let (seen, seat) = seen.into_iter().find(|(seen, _)| seen.node.is_none() || seen.over()).ok_or(Error::Over { what: "the launch" })?;
-                    let source = std::io::Error::other(format!("it did not get its place again: {}", seen.word()));
-                    let (slot, node, program) = (seat.slot, seat.node.clone(), launch.command.program.clone());
-                    Err(Error::Launch { slot, node, program, source })
-                }
-            }
-        };
-        let placed = match made {
-            Ok(()) => placed.await,
+        let placed = match self.make(request, &gang, &names, Some(&nodes)).await {
+            Ok(()) => self.placed(&names, lease, launch).await,
             Err(error) => Err(error),
         };
         match placed {
@@ -247,9 +248,28 @@ impl Inner {
         }
     }
 
+    /// Waits until each pod has its place.
+    async fn placed(&self, names: &[String], lease: &Lease, launch: &Launch) -> Result<()> {
+        let seen = |watcher: &Watcher| -> Vec<Seen> { names.iter().map(|name| watcher.look(name)).collect() };
+        let decided = self.watcher.wait(self.start_patience(), |watcher| {
+            let seen = seen(watcher);
+            let over = seen.iter().any(Seen::over);
+            (over || seen.iter().all(|seen| seen.node.is_some())).then_some(!over)
+        });
+        if decided.await == Some(true) {
+            return Ok(());
+        }
+        let seen = seen(&self.watcher);
+        let without = seen.iter().zip(&lease.seats).find(|(seen, _)| seen.node.is_none() || seen.over());
+        let Some((seen, seat)) = without else { return Ok(()) };
+        let source = std::io::Error::other(format!("it did not get its place again: {}", seen.word()));
+        let (slot, node, program) = (seat.slot, seat.node.clone(), launch.command.program.clone());
+        Err(Error::Launch { slot, node, program, source })
+    }
+
     /// Deletes pods in which nothing runs.
     pub(super) async fn give_back(&self, pods: &[String]) {
-        let deleted = join_all(pods.iter().map(|pod| api::delete(&self.pods, pod, self.config.patience(), 0))).await;
+        let deleted = join_all(pods.iter().map(|pod| api::delete(&self.pods, pod, self.patience(), 0))).await;
         for (pod, deleted) in pods.iter().zip(deleted) {
             if let Err(error) = deleted {
                 tracing::warn!(pod, %error, "a pod is left behind; it goes with the driver's");

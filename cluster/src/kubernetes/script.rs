@@ -92,7 +92,8 @@ pub(super) fn step(part: &Part<'_>, nonce: &str) -> Result<String> {
 /// Variables that mean this very pod, or that every pod has from Kubernetes itself.
 fn own(name: &OsStr) -> bool {
     let name = name.to_string_lossy();
-    let of_pod = ["REGATTA_POD", "REGATTA_HOST_ADDR", "REGATTA_NAMESPACE", "REGATTA_JOB", "KUBERNETES_", STEP];
+    let of_pod =
+        ["REGATTA_POD", "REGATTA_HOST_ADDR", "REGATTA_NAMESPACE", "REGATTA_JOB", "KUBERNETES_", STEP];
     of_pod.iter().any(|start| name.starts_with(start)) || matches!(&*name, "HOSTNAME" | "KUBECONFIG")
 }
 
@@ -144,5 +145,58 @@ fn alone(part: &Part<'_>, variables: &mut BTreeMap<OsString, OsString>) {
     say("GROUP_WORLD_SIZE", lease.workers().to_string());
     if variables.get(OsStr::new("MASTER_ADDR")).is_some_and(|address| Some(address) == of_node.as_ref()) {
         variables.insert("MASTER_ADDR".into(), first.into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::os::unix::process::CommandExt;
+    use std::process::{Child, Command, Stdio};
+
+    use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+
+    use super::*;
+
+    /// The shells of this host: images have one or the other.
+    fn shells() -> impl Iterator<Item = &'static str> {
+        ["/bin/sh", "/bin/bash"].into_iter().filter(|shell| std::path::Path::new(shell).exists())
+    }
+
+    fn init(shell: &str, script: &str) -> Child {
+        let mut command = Command::new(shell);
+        command.args(["-c", INIT, "regatta", "/bin/sh", "-c", script]);
+        command.stdout(Stdio::piped()).process_group(0).spawn().unwrap()
+    }
+
+    #[test]
+    fn a_shell_ends_as_its_program_does() {
+        for shell in shells() {
+            for (script, code) in [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", 137), ("kill -TERM $$", 143)]
+            {
+                assert_eq!(init(shell, script).wait().unwrap().code(), Some(code), "{shell}: {script}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_signal_to_the_shell_is_one_to_its_program() {
+        for shell in shells() {
+            for (signal, name) in [(Signal::TERM, "TERM"), (Signal::USR2, "USR2")] {
+                let script = format!("trap 'exit 75' {name}; echo ready; while :; do sleep 0.02; done");
+                let mut child = init(shell, &script);
+                BufReader::new(child.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
+                kill_process(Pid::from_child(&child), signal).unwrap();
+                assert_eq!(child.wait().unwrap().code(), Some(75), "{shell}: {name}");
+            }
+            // One that does not listen is not given up.
+            let mut child = init(shell, "trap '' TERM; echo ready; read -r line; exit 3");
+            let pid = Pid::from_child(&child);
+            BufReader::new(child.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
+            kill_process(pid, Signal::TERM).unwrap();
+            // It reads nothing from anywhere, and so ends by itself.
+            assert_eq!(child.wait().unwrap().code(), Some(3), "{shell}");
+            kill_process_group(pid, Signal::KILL).ok();
+        }
     }
 }

@@ -18,7 +18,7 @@ use super::reserve::{Gathered, Waiting};
 use super::script::{Part, step};
 use super::watcher::Watcher;
 use super::worker::{Known, Order, Sources, Worker};
-use super::{ENGINE, KubernetesConfig, api, nodes};
+use super::{ENGINE, KubernetesConfig, api, nodes, seconds};
 use crate::allocator::{self, Allocator};
 use crate::error::{Error, Result};
 use crate::events::{EventSender, Events, queue};
@@ -36,7 +36,6 @@ pub struct KubernetesSpawner {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
 pub(super) struct Inner {
     pub(super) config: KubernetesConfig,
     pub(super) place: Place,
@@ -50,9 +49,15 @@ pub(super) struct Inner {
     state: Mutex<State>,
 }
 
-impl std::fmt::Debug for State {
+impl std::fmt::Debug for Inner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("State").field("held", &self.held.keys()).field("closed", &self.closed).finish()
+        let state = self.state();
+        let (held, closed) = (state.held.keys().collect::<Vec<_>>(), &state.closed);
+        f.debug_struct("Inner")
+            .field("place", &self.place)
+            .field("held", &held)
+            .field("closed", closed)
+            .finish()
     }
 }
 
@@ -79,7 +84,8 @@ struct Held {
 fn variable(name: &'static str) -> Result<String> {
     std::env::var(name).map_err(|_| Error::Environment {
         variable: name,
-        problem: "is not set: this process is not the driver of a job; submit it with the Kubernetes engine".into(),
+        problem: "is not set: this process is not the driver of a job; submit it with the Kubernetes engine"
+            .into(),
     })
 }
 
@@ -109,8 +115,12 @@ impl KubernetesSpawner {
         let mark = Token::random().expose()[..8].to_owned();
         let pods: Api<Pod> = Api::namespaced(client.clone(), &namespace);
         let secrets = Api::namespaced(client.clone(), &namespace);
-        let watcher = Watcher::start(pods.clone(), pod::selector(&[(pod::SPAWNER, &mark)]), config.patience());
-        let place = Place { namespace, job, mark, owner };
+        let watcher = Watcher::start(
+            pods.clone(),
+            pod::selector(&[(pod::SPAWNER, &mark)]),
+            seconds(config.api_seconds),
+        );
+        let place = Place { job, mark, owner };
         let (turn, numbers, state) = (tokio::sync::Mutex::default(), AtomicU64::new(1), Mutex::default());
         let inner = Inner { config, place, pods, watcher, turn, client, secrets, numbers, state };
         inner.look_at_nodes().await?;
@@ -119,6 +129,21 @@ impl KubernetesSpawner {
 }
 
 impl Inner {
+    /// How long an answer of the API server is waited for.
+    pub(super) fn patience(&self) -> Duration {
+        seconds(self.config.api_seconds)
+    }
+
+    /// How long a worker with a place may take to start.
+    pub(super) fn start_patience(&self) -> Duration {
+        seconds(self.config.start_seconds)
+    }
+
+    /// How long a node may take to end what it was told to.
+    fn kill_patience(&self) -> Duration {
+        seconds(self.config.kill_seconds)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -140,7 +165,7 @@ impl Inner {
     async fn look_at_nodes(&self) -> Result<()> {
         let old = self.state().nodes.as_ref().is_none_or(|(at, _)| at.elapsed() > NODES);
         if old {
-            let found = nodes::list(&self.client, &self.config, self.config.patience()).await?;
+            let found = nodes::list(&self.client, &self.config, self.patience()).await?;
             self.state().nodes = Some((Instant::now(), found));
         }
         Ok(())
@@ -160,7 +185,7 @@ impl Inner {
     /// Refuses what no state of the cluster could seat, where its nodes are known.
     fn check(&self, request: &GangRequest) -> Result<()> {
         allocator::check(request)?;
-        super::config::quantities(&self.config, &request.per_worker)?;
+        super::quantity::quantities(&self.config, &request.per_worker)?;
         if !self.state().nodes.as_ref().is_some_and(|(_, nodes)| nodes.is_some()) {
             return Ok(());
         }
@@ -185,78 +210,91 @@ impl Inner {
         }
         (held.launching, held.workers) = (true, Vec::new());
         let fresh = std::mem::take(&mut held.fresh);
-        held.used.extend(fresh.iter().cloned());
         Ok((held.lease.clone(), held.request.clone(), fresh))
     }
 
     async fn launch(self: Arc<Self>, id: LeaseId, launch: Launch) -> Result<Events> {
-        let (lease, request, mut pods) = self.begin_launch(id)?;
+        let (lease, request, fresh) = self.begin_launch(id)?;
         let (sender, events) = queue();
-        let mut started = Ok(());
-        if pods.is_empty() {
-            match self.again(&lease, &request, &launch).await {
-                Ok(made) => pods = made,
-                Err(error) => started = Err(error),
+        let pods = match fresh.is_empty() {
+            true => self.again(&lease, &request, &launch).await,
+            false => Ok(fresh),
+        };
+        let (pods, workers, mut started) = match pods {
+            Ok(pods) => {
+                let (workers, started) = self.start_all(&lease, &pods, &launch, &sender).await;
+                (pods, workers, started)
             }
-        }
-        if started.is_ok() {
-            started = self.start_all(&lease, &pods, &launch, &sender).await;
-        }
-        let (given_up, workers) = match self.state().held.get_mut(&id) {
+            Err(error) => (Vec::new(), Vec::new(), Err(error)),
+        };
+        match self.state().held.get_mut(&id) {
             Some(held) => {
                 held.launching = false;
-                held.used.extend(pods.iter().cloned());
-                (false, held.workers.clone())
+                if started.is_ok() {
+                    held.used.extend(pods.iter().cloned());
+                }
             }
-            None => (true, Vec::new()),
-        };
-        if given_up {
-            self.give_back(&pods).await;
-            return Err(Self::unknown(id, "launching"));
+            None => started = Err(Self::unknown(id, "launching")),
         }
         if let Err(error) = started {
             self.end_all(&workers, Duration::ZERO).await;
+            // Those that were not told hold their places still.
+            self.give_back(&pods).await;
             return Err(error);
         }
         Ok(events)
     }
 
     /// Tells every pod what to run and waits until each worker runs, or it is known that one never will.
-    async fn start_all(&self, lease: &Lease, pods: &[String], launch: &Launch, events: &EventSender) -> Result<()> {
+    async fn start_all(
+        &self,
+        lease: &Lease,
+        pods: &[String],
+        launch: &Launch,
+        events: &EventSender,
+    ) -> (Vec<Arc<Worker>>, Result<()>) {
         let first = pods.first().map_or("", String::as_str);
         let first = format!("{}.{}", pod::hostname(first), self.place.job);
-        let told = lease.seats.iter().zip(pods).map(|(seat, pod)| self.tell(lease, seat.slot, pod, &first, launch, events));
-        let workers = join_all(told).await.into_iter().collect::<Result<Vec<_>>>();
-        let workers = workers?;
-        match self.state().held.get_mut(&lease.id) {
-            Some(held) => held.workers.clone_from(&workers),
-            None => return Ok(()),
+        let told = lease.seats.iter().zip(pods);
+        let told = told.map(|(seat, pod)| self.tell(lease, seat.slot, pod, &first, launch, events));
+        let (mut workers, mut failed) = (Vec::new(), Ok(()));
+        for told in join_all(told).await {
+            match told {
+                Ok(worker) => workers.push(worker),
+                Err(error) => failed = failed.and(Err(error)),
+            }
         }
-        let deadline = tokio::time::Instant::now() + self.config.start_patience();
+        if let Some(held) = self.state().held.get_mut(&lease.id) {
+            held.workers.clone_from(&workers);
+        }
+        let deadline = tokio::time::Instant::now() + self.start_patience();
         for worker in &workers {
-            let hopeless = self.watcher.wait(self.config.start_patience(), |watcher| {
-                watcher.look(&worker.pod).hopeless()
-            });
-            let decided = tokio::select! {
-                decided = worker.wait(deadline - tokio::time::Instant::now(), Known::decided) => Ok(decided),
-                Some(why) = hopeless => Err(why),
-            };
-            let known = worker.look();
-            let why = match (decided, known.refused) {
-                (Err(why), _) | (_, Some(why)) => why,
-                (Ok(false), None) => format!(
-                    "not within {:?}; its pod `{}` is {}",
-                    self.config.start_patience(),
-                    worker.pod,
-                    self.watcher.look(&worker.pod).word()
-                ),
-                (Ok(true), None) => continue,
-            };
-            let source = std::io::Error::other(why);
-            let (slot, node, program) = (worker.slot, worker.node.clone(), worker.program.clone());
-            return Err(Error::Launch { slot, node, program, source });
+            if failed.is_ok() {
+                failed = self.started(worker, deadline).await;
+            }
         }
-        Ok(())
+        (workers, failed)
+    }
+
+    /// Waits until a worker runs, or says why it never will.
+    async fn started(&self, worker: &Worker, deadline: tokio::time::Instant) -> Result<()> {
+        let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+        let hopeless = self.watcher.wait(left, |watcher| watcher.look(&worker.pod).hopeless());
+        let decided = tokio::select! {
+            decided = worker.wait(left, Known::decided) => Ok(decided),
+            Some(why) = hopeless => Err(why),
+        };
+        let why = match (decided, worker.look().refused) {
+            (Err(why), _) | (_, Some(why)) => why,
+            (Ok(false), None) => {
+                let stands = self.watcher.look(&worker.pod).word();
+                format!("not within {:?}; its pod `{}` is {stands}", self.start_patience(), worker.pod)
+            }
+            (Ok(true), None) => return Ok(()),
+        };
+        let source = std::io::Error::other(why);
+        let (slot, node, program) = (worker.slot, worker.node.clone(), worker.program.clone());
+        Err(Error::Launch { slot, node, program, source })
     }
 
     /// Makes the secret a pod waits for, and has its node look again.
@@ -278,14 +316,14 @@ impl Inner {
         let texts = BTreeMap::from([("step".to_owned(), text)]);
         let secret = pod::secret(pod, &self.place.job, Some(&owner), &texts);
         let what = format!("creating the secret `{pod}`");
-        api::create(&self.secrets, &what, self.config.patience(), secret).await?;
+        api::create(&self.secrets, &what, self.patience(), secret).await?;
         // A node that looked in vain would look again after ten seconds; a change of its pod has it look at once.
         let labels = json!({ "metadata": { "labels": {
             "regatta/slot": slot.to_string(), "regatta/attempt": launch.attempt.to_string(),
         } } });
         let what = format!("labelling the pod `{pod}`");
         let (params, labels) = (PatchParams::default(), Patch::Merge(&labels));
-        api::ask_for(&what, self.config.patience(), self.pods.patch(pod, &params, &labels)).await?;
+        api::ask_for(&what, self.patience(), self.pods.patch(pod, &params, &labels)).await?;
         let order = Order {
             slot,
             node: seat.node.clone(),
@@ -296,7 +334,7 @@ impl Inner {
             record: Record { log, ..Record::default() },
             events: events.clone(),
         };
-        let (pods, watcher, patience) = (self.pods.clone(), self.watcher.clone(), self.config.patience());
+        let (pods, watcher, patience) = (self.pods.clone(), self.watcher.clone(), self.patience());
         Ok(Worker::start(order, Sources { pods, watcher, patience }))
     }
 
@@ -311,7 +349,7 @@ impl Inner {
     /// Deletes pods with so many seconds of grace, within the patience for nodes that may be gone.
     async fn delete_all(&self, workers: &[Arc<Worker>], seconds: u32) {
         let all = join_all(
-            workers.iter().map(|worker| api::delete(&self.pods, &worker.pod, self.config.patience(), seconds)),
+            workers.iter().map(|worker| api::delete(&self.pods, &worker.pod, self.patience(), seconds)),
         );
         for (worker, deleted) in workers.iter().zip(all.await) {
             if let Err(error) = deleted {
@@ -322,7 +360,8 @@ impl Inner {
 
     /// Ends the workers; afterwards each has told its end, and nodes that did not obey are closed.
     async fn end_all(&self, workers: &[Arc<Worker>], grace: Duration) {
-        let running: Vec<Arc<Worker>> = workers.iter().filter(|worker| !worker.look().ended).cloned().collect();
+        let running: Vec<Arc<Worker>> =
+            workers.iter().filter(|worker| !worker.look().ended).cloned().collect();
         if running.is_empty() {
             return;
         }
@@ -330,7 +369,7 @@ impl Inner {
         // Whole seconds, and at least one: with none the API server would not wait for the node's word.
         let seconds = u32::try_from(grace.as_millis().div_ceil(1000)).unwrap_or(u32::MAX).max(1);
         self.delete_all(&running, seconds).await;
-        if Self::all_ended(&running, Duration::from_secs(seconds.into()) + self.config.kill_patience()).await {
+        if Self::all_ended(&running, Duration::from_secs(seconds.into()) + self.kill_patience()).await {
             return;
         }
         let left: Vec<Arc<Worker>> = running.into_iter().filter(|worker| !worker.look().ended).collect();
@@ -341,7 +380,7 @@ impl Inner {
         }
         // What runs there is fenced by its attempt; its place in the namespace is taken from it.
         self.delete_all(&left, 0).await;
-        Self::all_ended(&left, self.config.kill_patience()).await;
+        Self::all_ended(&left, self.kill_patience()).await;
     }
 }
 
@@ -368,8 +407,14 @@ impl Spawner for KubernetesSpawner {
             Err(Error::SpawnerGone { engine: ENGINE, cause })
         })?;
         let Gathered { lease, pods: fresh } = gathered;
-        let held =
-            Held { lease: lease.clone(), request, fresh, used: Vec::new(), workers: Vec::new(), launching: false };
+        let held = Held {
+            lease: lease.clone(),
+            request,
+            fresh,
+            used: Vec::new(),
+            workers: Vec::new(),
+            launching: false,
+        };
         self.inner.state().held.insert(lease.id, held);
         Ok(lease)
     }
@@ -430,7 +475,7 @@ impl Drop for KubernetesSpawner {
             held.workers.iter().for_each(|worker| worker.cancelled());
             // Started and left: the end of the driver's pod would end them too.
             for pod in [held.fresh, held.used].concat() {
-                let (pods, patience) = (self.inner.pods.clone(), self.inner.config.patience());
+                let (pods, patience) = (self.inner.pods.clone(), self.inner.patience());
                 runtime.spawn(async move { api::delete(&pods, &pod, patience, 1).await });
             }
         }

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod};
 
-use super::config::thousandths;
+use super::quantity::thousandths;
 use crate::engine::{JobState, local};
 use crate::resource::Bytes;
 use crate::spawner::{Exit, Reason, WorkerEvent};
@@ -27,8 +27,8 @@ pub(super) struct Seen {
     pub(super) disturbed: Option<String>,
     /// The API server has it no more.
     pub(super) gone: bool,
-    memory: Bytes,
-    phase: String,
+    pub(super) memory: Bytes,
+    pub(super) phase: String,
 }
 
 /// How a container ended.
@@ -94,7 +94,8 @@ fn end(
 
 fn memory_limit(pod: &Pod) -> Bytes {
     let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
-    let limits = containers.filter_map(|container| container.resources.as_ref()?.limits.as_ref()?.get("memory"));
+    let limits =
+        containers.filter_map(|container| container.resources.as_ref()?.limits.as_ref()?.get("memory"));
     let bytes = limits.filter_map(|quantity| thousandths(&quantity.0)).next().unwrap_or(0) / 1000;
     Bytes(u64::try_from(bytes).unwrap_or(u64::MAX))
 }
@@ -157,7 +158,9 @@ impl Seen {
     /// Where a driver's pod stands.
     pub(super) fn state(&self, cancelled: bool) -> JobState {
         // A node that is lost will never say how it ended.
-        let lost = self.leaving && self.end.is_none() && self.disturbed.as_deref().and_then(meaning) == Some(Reason::NodeLost);
+        let lost = self.leaving
+            && self.end.is_none()
+            && self.disturbed.as_deref().and_then(meaning) == Some(Reason::NodeLost);
         match self {
             _ if lost => JobState::Ended(Reason::NodeLost),
             Self { end: Some(_), .. } => JobState::Ended(self.reason(cancelled)),
@@ -166,7 +169,9 @@ impl Seen {
                 None | Some("") => "the scheduler has not looked at it yet".into(),
                 Some(why) => format!("no node has room for it: {why}"),
             }),
-            Self { waiting: Some((word, message)), .. } if word != "ContainerCreating" && word != "PodInitializing" => {
+            Self { waiting: Some((word, message)), .. }
+                if word != "ContainerCreating" && word != "PodInitializing" =>
+            {
                 JobState::Queued(format!("its container cannot be started yet: {word}: {message}"))
             }
             _ => JobState::Queued("its container is being made".into()),
@@ -174,7 +179,13 @@ impl Seen {
     }
 
     /// A worker's end as its gang hears it.
-    pub(super) fn worker_end(&self, slot: usize, cancelled: bool, given_up: bool, tail: Vec<String>) -> WorkerEvent {
+    pub(super) fn worker_end(
+        &self,
+        slot: usize,
+        cancelled: bool,
+        given_up: bool,
+        tail: Vec<String>,
+    ) -> WorkerEvent {
         let node = self.node.as_deref().unwrap_or("?");
         if given_up {
             let cause = format!("node `{node}` did not end it when told to: it hangs or is gone");
@@ -214,12 +225,23 @@ impl Seen {
 fn meaning(word: &str) -> Option<Reason> {
     Some(match word {
         // Its time was up, or its place was wanted: either way it can go on where it saved.
-        "DeadlineExceeded" | "Evicted" | "Preempting" | "Preempted" | "Terminated" | "Shutdown" | "NodeShutdown"
-        | "PreemptionByScheduler" | "PreemptionByKubeScheduler" | "EvictionByEvictionAPI" | "TerminationByKubelet" => {
-            Reason::Preempted
+        "DeadlineExceeded"
+        | "Evicted"
+        | "Preempting"
+        | "Preempted"
+        | "Terminated"
+        | "Shutdown"
+        | "NodeShutdown"
+        | "PreemptionByScheduler"
+        | "PreemptionByKubeScheduler"
+        | "EvictionByEvictionAPI"
+        | "TerminationByKubelet" => Reason::Preempted,
+        "NodeLost" | "DeletionByTaintManager" | "DeletionByPodGC" | "ContainerStatusUnknown" => {
+            Reason::NodeLost
         }
-        "NodeLost" | "DeletionByTaintManager" | "DeletionByPodGC" | "ContainerStatusUnknown" => Reason::NodeLost,
-        "NodeAffinity" | "UnexpectedAdmissionError" | "NodePorts" | "PodToleratesNodeTaints" => Reason::NoCapacity,
+        "NodeAffinity" | "UnexpectedAdmissionError" | "NodePorts" | "PodToleratesNodeTaints" => {
+            Reason::NoCapacity
+        }
         word if word.starts_with("OutOf") => Reason::NoCapacity,
         _ => return None,
     })

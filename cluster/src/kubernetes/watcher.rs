@@ -17,8 +17,8 @@ use crate::error::chain;
 
 /// How long news is listened for before the list is read again.
 const ANEW: u32 = 20;
-/// How long after an API server that does not answer it is asked again.
-const AGAIN: Duration = Duration::from_millis(500);
+/// How long after news that broke off the list is asked for again.
+const AGAIN: Duration = Duration::from_millis(250);
 
 /// The pods a spawner has.
 #[derive(Clone, Debug)]
@@ -53,8 +53,8 @@ impl Watcher {
                 }
                 if let Err(error) = said {
                     tracing::warn!(error, "the pods cannot be watched just now");
-                    tokio::time::sleep(AGAIN).await;
                 }
+                tokio::time::sleep(AGAIN).await;
             }
         });
         Self { shared }
@@ -82,7 +82,11 @@ impl Watcher {
     }
 
     /// Waits until something is so, which is looked at whenever there are news; `None` when the time is up.
-    pub(super) async fn wait<T>(&self, within: Duration, mut so: impl FnMut(&Self) -> Option<T>) -> Option<T> {
+    pub(super) async fn wait<T>(
+        &self,
+        within: Duration,
+        mut so: impl FnMut(&Self) -> Option<T>,
+    ) -> Option<T> {
         let mut news = self.shared.news.subscribe();
         let waited = async {
             loop {

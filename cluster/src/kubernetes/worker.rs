@@ -112,20 +112,24 @@ impl Worker {
     /// Until its container is over, or it is given up.
     async fn follow(&self, sources: &Sources, log: &mut PodLog, lines: &mut Lines) {
         let mut running_since: Option<Instant> = None;
-        let mut known = self.known.subscribe();
         loop {
-            let over = sources.watcher.wait(Duration::from_secs(3600), |watcher| {
+            let runs = running_since.is_some();
+            let over = sources.watcher.wait(Duration::from_secs(3600), move |watcher| {
                 let seen = watcher.look(&self.pod);
-                (seen.over() || (seen.running && running_since.is_none())).then_some(seen)
+                (seen.over() || (seen.running && !runs)).then_some(seen)
             });
+            let mut known = self.known.subscribe();
+            let given_up = async move {
+                let _ = known.wait_for(|known| known.given_up).await;
+            };
             tokio::select! {
                 seen = over => match seen {
                     Some(seen) if seen.over() => return,
                     Some(_) => running_since = Some(Instant::now()),
                     None => {}
                 },
-                _ = known.wait_for(|known| known.given_up) => return,
-                said = log.next(true), if running_since.is_some() => match said {
+                () = given_up => return,
+                said = log.next(true), if runs => match said {
                     Ok(bytes) if !bytes.is_empty() => lines.feed(&bytes, |line| self.line(line)),
                     // Its end, which the status will tell of; or a connection that broke.
                     _ => {
@@ -181,11 +185,14 @@ impl Worker {
         let known = self.look();
         let end = seen.end.clone().unwrap_or_default();
         // The log may be gone with the pod, and what the shell said in it: the status repeats the last of it.
-        let refused = end.message.lines().find_map(|line| line.split_once(&format!("{} refused ", self.nonce)));
+        let refused =
+            end.message.lines().find_map(|line| line.split_once(&format!("{} refused ", self.nonce)));
         match refused {
             Some((_, why)) => self.known.send_modify(|known| known.refused = Some(why.to_owned())),
             None if known.refused.is_some() || known.started => {}
-            None if end.code.is_some() && !matches!(&*end.word, "StartError" | "ContainerCannotRun") => self.started(),
+            None if end.code.is_some() && !matches!(&*end.word, "StartError" | "ContainerCannotRun") => {
+                self.started()
+            }
             None => self.known.send_modify(|known| known.refused = Some(seen.word())),
         }
         let tail = self.record.lock().unwrap_or_else(PoisonError::into_inner).tail.take();

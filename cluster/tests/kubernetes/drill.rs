@@ -16,7 +16,7 @@ pub(crate) const SECRET: &str = "a-secret-that-nobody-may-see";
 
 /// What pods of the tests are made with. They take nothing for the driver, so that all there is is the workers'.
 pub(crate) fn config() -> KubernetesConfig {
-    KubernetesConfig { driver: Resources::none(), kill_patience_s: 2, ..KubernetesConfig::new("tests:1") }
+    KubernetesConfig { driver: Resources::none(), kill_seconds: 2.0, ..KubernetesConfig::new("tests:1") }
 }
 
 #[allow(clippy::print_stdout, reason = "the log of the driver is what the tests read")]
@@ -60,7 +60,8 @@ fn request() -> GangRequest {
     let gang = std::env::var(GANG).unwrap_or_else(|_| "2 1 strict_spread".into());
     let parts: Vec<&str> = gang.split(' ').collect();
     let placement = serde_json::from_str(&format!("\"{}\"", parts[2])).unwrap();
-    let request = GangRequest::new("test", parts[0].parse().unwrap(), Resources::cpus(parts[1].parse().unwrap()));
+    let request =
+        GangRequest::new("test", parts[0].parse().unwrap(), Resources::cpus(parts[1].parse().unwrap()));
     request.placement(placement).patience(Duration::from_secs(60))
 }
 

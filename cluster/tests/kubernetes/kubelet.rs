@@ -8,12 +8,18 @@ use std::fs::OpenOptions;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, RawQuery};
+use axum::routing::get;
 use k8s_openapi::api::core::v1::{EnvVar, Pod, Secret};
 use kube::Client;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
+use regatta_cluster::control::Tls;
+use regatta_cluster::{Control, ControlConfig};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -24,18 +30,23 @@ const TICK: Duration = Duration::from_millis(40);
 /// When a container that could not be made is made anew, if its pod does not change.
 const AGAIN: Duration = Duration::from_secs(10);
 
+/// Where a node is and what it has.
+pub(crate) struct Site {
+    pub(crate) node: String,
+    pub(crate) client: Client,
+    /// Where the logs of containers lie.
+    pub(crate) logs: PathBuf,
+    /// How a driver on it reaches the API server.
+    pub(crate) kubeconfig: PathBuf,
+}
+
 pub(crate) struct Kubelet {
-    pub(crate) name: String,
     shared: Arc<Shared>,
     task: JoinHandle<()>,
 }
 
 struct Shared {
-    node: String,
-    client: Client,
-    logs: PathBuf,
-    /// How a driver on it reaches the API server.
-    kubeconfig: PathBuf,
+    site: Site,
     containers: Mutex<HashMap<String, Container>>,
     wake: Notify,
 }
@@ -53,11 +64,14 @@ struct Container {
 }
 
 impl Kubelet {
-    pub(crate) fn start(name: &str, client: Client, logs: PathBuf, kubeconfig: PathBuf) -> Self {
-        let (node, containers, wake) = (name.to_owned(), Mutex::default(), Notify::new());
-        let shared = Arc::new(Shared { node, client, logs, kubeconfig, containers, wake });
+    pub(crate) fn start(site: Site) -> Self {
+        let shared = Arc::new(Shared { site, containers: Mutex::default(), wake: Notify::new() });
         let task = tokio::spawn(shared.clone().run());
-        Self { name: name.to_owned(), shared, task }
+        Self { shared, task }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.shared.site.node
     }
 
     fn all(&self, signal: Signal) {
@@ -87,10 +101,74 @@ impl Drop for Kubelet {
     }
 }
 
+impl Site {
+    /// Serves the logs of its containers as a real API server asks for them; the port.
+    pub(crate) async fn serve_logs(&self) -> u16 {
+        let (logs, client) = (self.logs.clone(), self.client.clone());
+        let answer = move |Path((namespace, pod, _)): Path<(String, String, String)>,
+                           RawQuery(query): RawQuery| async move {
+            let pods: Api<Pod> = Api::namespaced(client, &namespace);
+            let over = Arc::new(AtomicBool::new(false));
+            let told = over.clone();
+            let path = logs.join(&pod);
+            tokio::spawn(async move {
+                let runs = |pod: &Pod| {
+                    pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running")
+                };
+                while pods.get(&pod).await.is_ok_and(|pod| runs(&pod)) {
+                    tokio::time::sleep(TICK).await;
+                }
+                told.store(true, Ordering::Relaxed);
+            });
+            follow(path, query.is_some_and(|query| query.contains("follow=true")), move || {
+                over.load(Ordering::Relaxed)
+            })
+        };
+        let router = axum::Router::new().route("/containerLogs/{namespace}/{pod}/{container}", get(answer));
+        let issued = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+        let certificate = issued.cert.pem();
+        let tls = Tls {
+            authority: certificate.clone(),
+            certificate,
+            key: issued.signing_key.serialize_pem(),
+            name: None,
+        };
+        let config = ControlConfig { tls: Some(tls), http: Some(router), ..ControlConfig::default() };
+        let control = Control::bind(config).await.unwrap();
+        let port = control.address().rsplit(':').next().unwrap().parse().unwrap();
+        // As long as the tests run.
+        std::mem::forget(control);
+        port
+    }
+}
+
+/// A file as it is, or as it grows until its writer is over.
+pub(crate) fn follow(path: PathBuf, follow: bool, over: impl Fn() -> bool + Send + 'static) -> Body {
+    let over = Arc::new(Mutex::new(over));
+    Body::from_stream(futures_util::stream::unfold(0usize, move |at| {
+        let (path, over) = (path.clone(), over.clone());
+        async move {
+            loop {
+                // Its end before the look: what is read after it is all there is.
+                let ended = over.lock().unwrap()();
+                let all = std::fs::read(&path).unwrap_or_default();
+                if all.len() > at {
+                    let new = Bytes::copy_from_slice(&all[at..]);
+                    return Some((Ok::<_, std::io::Error>(new), all.len()));
+                }
+                if ended || !follow {
+                    return None;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+    }))
+}
+
 impl Shared {
     async fn run(self: Arc<Self>) {
-        let pods: Api<Pod> = Api::all(self.client.clone());
-        let mine = ListParams::default().fields(&format!("spec.nodeName={}", self.node));
+        let pods: Api<Pod> = Api::all(self.site.client.clone());
+        let mine = ListParams::default().fields(&format!("spec.nodeName={}", self.site.node));
         loop {
             if let Ok(list) = pods.list(&mine).await {
                 for pod in list.items {
@@ -134,7 +212,7 @@ impl Shared {
     }
 
     fn pods(&self, pod: &Pod) -> Api<Pod> {
-        Api::namespaced(self.client.clone(), pod.metadata.namespace.as_deref().unwrap())
+        Api::namespaced(self.site.client.clone(), pod.metadata.namespace.as_deref().unwrap())
     }
 
     /// Tells a container to end when its pod is to go or its time is up, and kills it after its grace.
@@ -160,7 +238,8 @@ impl Shared {
 
     async fn begin(self: &Arc<Self>, pod: &Pod, uid: &str) {
         let version = pod.metadata.resource_version.clone().unwrap_or_default();
-        let refused = self.containers.lock().unwrap().get(uid).and_then(|container| container.refused.clone());
+        let refused =
+            self.containers.lock().unwrap().get(uid).and_then(|container| container.refused.clone());
         if refused.is_some_and(|(at, when)| at == version && when.elapsed() < AGAIN) {
             return;
         }
@@ -183,26 +262,30 @@ impl Shared {
 
     async fn variables(&self, pod: &Pod) -> Result<BTreeMap<String, String>, String> {
         let container = &pod.spec.as_ref().unwrap().containers[0];
-        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), pod.metadata.namespace.as_deref().unwrap());
+        let secrets: Api<Secret> =
+            Api::namespaced(self.site.client.clone(), pod.metadata.namespace.as_deref().unwrap());
         let read = async |name: &str| {
             let secret = secrets.get(name).await.map_err(|_| format!("secret \"{name}\" not found"))?;
             let data = secret.data.unwrap_or_default().into_iter();
             let data = data.map(|(key, value)| (key, String::from_utf8_lossy(&value.0).into_owned()));
-            Ok::<BTreeMap<_, _>, String>(secret.string_data.unwrap_or_default().into_iter().chain(data).collect())
+            Ok::<BTreeMap<_, _>, String>(
+                secret.string_data.unwrap_or_default().into_iter().chain(data).collect(),
+            )
         };
         let mut variables = BTreeMap::from([
             ("PATH".to_owned(), std::env::var("PATH").unwrap_or_default()),
             ("KUBERNETES_SERVICE_HOST".to_owned(), "127.0.0.1".to_owned()),
         ]);
         if pod.spec.as_ref().unwrap().service_account_name.is_some() {
-            variables.insert("KUBECONFIG".into(), self.kubeconfig.display().to_string());
+            variables.insert("KUBECONFIG".into(), self.site.kubeconfig.display().to_string());
         }
         for source in container.env_from.iter().flatten() {
             variables.extend(read(&source.secret_ref.as_ref().unwrap().name).await?);
         }
         for EnvVar { name, value, value_from } in container.env.iter().flatten() {
             let source = value_from.as_ref();
-            let field = source.and_then(|source| source.field_ref.as_ref()).map(|field| field.field_path.as_str());
+            let field =
+                source.and_then(|source| source.field_ref.as_ref()).map(|field| field.field_path.as_str());
             let value = match (field, source.and_then(|source| source.secret_key_ref.as_ref())) {
                 (Some("metadata.name"), _) => pod.metadata.name.clone().unwrap(),
                 (Some("metadata.uid"), _) => pod.metadata.uid.clone().unwrap(),
@@ -220,7 +303,7 @@ impl Shared {
     async fn run_container(self: &Arc<Self>, pod: &Pod, uid: &str, variables: BTreeMap<String, String>) {
         let container = &pod.spec.as_ref().unwrap().containers[0];
         let words = container.command.clone().unwrap();
-        let log = OpenOptions::new().create(true).append(true).open(self.logs.join(name(pod))).unwrap();
+        let log = OpenOptions::new().create(true).append(true).open(self.site.logs.join(name(pod))).unwrap();
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).env_clear().envs(variables).process_group(0);
         command.current_dir(container.working_dir.clone().unwrap_or_else(|| "/".into()));
@@ -244,12 +327,16 @@ impl Shared {
             shared.wake.notify_one();
         });
         let state = json!({ "running": { "startedAt": "2026-01-01T00:00:00Z" } });
-        self.tell(pod, json!({ "phase": "Running", "podIP": "127.0.0.1", "containerStatuses": [status(pod, &state)] })).await;
+        self.tell(
+            pod,
+            json!({ "phase": "Running", "podIP": "127.0.0.1", "containerStatuses": [status(pod, &state)] }),
+        )
+        .await;
     }
 
     async fn tell_end(&self, pod: &Pod, uid: &str, code: i32) {
         let overdue = self.containers.lock().unwrap().get(uid).is_some_and(|container| container.overdue);
-        let log = std::fs::read(self.logs.join(name(pod))).unwrap_or_default();
+        let log = std::fs::read(self.site.logs.join(name(pod))).unwrap_or_default();
         let tail = String::from_utf8_lossy(&log[log.len().saturating_sub(2048)..]).into_owned();
         let tail = if code == 0 { String::new() } else { tail };
         let reason = if code == 0 { "Completed" } else { "Error" };

@@ -39,15 +39,15 @@ fn place(store: &Store, pod: &Value) -> Result<String, String> {
         store.list("pods", None, &Selector::default()).into_iter().filter(|pod| !over(pod)).collect();
     let gang = &pod["metadata"]["labels"][GANG];
     let mates = |node: &str| {
-        let mate = |other: &&Value| other["metadata"]["labels"][GANG] == *gang && other["spec"]["nodeName"] == node;
+        let mate =
+            |other: &&Value| other["metadata"]["labels"][GANG] == *gang && other["spec"]["nodeName"] == node;
         if gang.is_null() { 0 } else { pods.iter().filter(mate).count() }
     };
     let seated = pods.iter().any(|other| {
         !gang.is_null() && other["metadata"]["labels"][GANG] == *gang && other["spec"]["nodeName"].is_string()
     });
-    let strictly = |how: &str| {
-        pod["spec"]["affinity"][how]["requiredDuringSchedulingIgnoredDuringExecution"].is_array()
-    };
+    let strictly =
+        |how: &str| pod["spec"]["affinity"][how]["requiredDuringSchedulingIgnoredDuringExecution"].is_array();
     let mut short = 0;
     let mut best: Option<(i64, String)> = None;
     for node in &nodes {
@@ -74,7 +74,8 @@ fn place(store: &Store, pod: &Value) -> Result<String, String> {
             best = Some((score, name.to_owned()));
         }
     }
-    best.map(|(_, node)| node).ok_or_else(|| format!("0/{} nodes are available: {short} Insufficient cpu.", nodes.len()))
+    best.map(|(_, node)| node)
+        .ok_or_else(|| format!("0/{} nodes are available: {short} Insufficient cpu.", nodes.len()))
 }
 
 /// Whether the pod's own wishes let it stand there.

@@ -15,14 +15,10 @@ use regatta_cluster::kubernetes::MANIFEST;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use super::cluster::{ADMIN, DRIVER, USER};
+use super::kubelet::follow;
 use super::scheduler::schedule;
 use super::store::{Key, Selector, Store, over};
-
-/// Who may do everything, as kubelets and administrators.
-pub(crate) const ADMIN: &str = "admin-token";
-/// Who may do what the manifest gives to users, and to drivers.
-pub(crate) const USER: &str = "user-token";
-pub(crate) const DRIVER: &str = "driver-token";
 
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
@@ -58,17 +54,6 @@ impl Server {
         let app = axum::Router::new().fallback(answer).with_state(server.clone());
         tokio::spawn(async move { axum::serve(listener, app).await });
         server
-    }
-
-    /// A kubeconfig for whoever has this token.
-    pub(crate) fn kubeconfig(&self, token: &str) -> String {
-        json!({
-            "apiVersion": "v1", "kind": "Config", "current-context": "test",
-            "clusters": [{ "name": "test", "cluster": { "server": format!("http://{}", self.address) } }],
-            "users": [{ "name": "test", "user": { "token": token } }],
-            "contexts": [{ "name": "test", "context": { "cluster": "test", "user": "test", "namespace": "default" } }],
-        })
-        .to_string()
     }
 
     /// Answers so from now on where method and path are so.
@@ -124,7 +109,8 @@ fn refuse(code: u16, reason: &str, message: impl Into<String>) -> Response {
     let body = json!({
         "apiVersion": "v1", "kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": message.into(),
     });
-    (StatusCode::from_u16(code).unwrap(), [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
+    (StatusCode::from_u16(code).unwrap(), [(header::CONTENT_TYPE, "application/json")], body.to_string())
+        .into_response()
 }
 
 fn say(code: StatusCode, body: &Value) -> Response {
@@ -186,7 +172,9 @@ async fn answer(State(server): State<Arc<Server>>, request: Request) -> Response
     if ![ADMIN, USER, DRIVER].contains(&token.as_str()) {
         return refuse(401, "Unauthorized", "Unauthorized");
     }
-    let Some(asked) = Asked::read(&request) else { return refuse(404, "NotFound", "the server could not find it") };
+    let Some(asked) = Asked::read(&request) else {
+        return refuse(404, "NotFound", "the server could not find it");
+    };
     let watches = asked.query("watch") == "true" || asked.query("watch") == "1";
     let verb = match (method.as_str(), &asked.name) {
         ("POST", _) => "create",
@@ -196,7 +184,8 @@ async fn answer(State(server): State<Arc<Server>>, request: Request) -> Response
         ("GET", None) if watches => "watch",
         _ => "list",
     };
-    let resource = [Some(asked.kind.clone()), asked.sub.clone()].into_iter().flatten().collect::<Vec<_>>().join("/");
+    let resource =
+        [Some(asked.kind.clone()), asked.sub.clone()].into_iter().flatten().collect::<Vec<_>>().join("/");
     if !server.may(&token, verb, &resource) {
         let message = format!(
             "{resource} is forbidden: User \"{token}\" cannot {verb} resource \"{resource}\" in API group \"\" in the namespace \"{}\"",
@@ -218,12 +207,18 @@ async fn answer(State(server): State<Arc<Server>>, request: Request) -> Response
     let missing = || refuse(404, "NotFound", format!("{} \"{}\" not found", key.0, key.2));
     match verb {
         "create" => create(&server, &asked, body),
-        "patch" => server.with(|store| store.patch(&key, body)).map_or_else(missing, |object| say(StatusCode::OK, &object)),
+        "patch" => server
+            .with(|store| store.patch(&key, body))
+            .map_or_else(missing, |object| say(StatusCode::OK, &object)),
         "delete" => {
             let grace = body["gracePeriodSeconds"].as_u64();
-            server.with(|store| store.delete(&key, grace)).map_or_else(missing, |object| say(StatusCode::OK, &object))
+            server
+                .with(|store| store.delete(&key, grace))
+                .map_or_else(missing, |object| say(StatusCode::OK, &object))
         }
-        "get" if asked.sub.as_deref() == Some("log") => log(server, key, asked.query("follow") == "true").await,
+        "get" if asked.sub.as_deref() == Some("log") => {
+            log(server, key, asked.query("follow") == "true").await
+        }
         "get" => {
             let object = server.store().objects.get(&key).cloned();
             object.map_or_else(missing, |object| say(StatusCode::OK, &object))
@@ -234,7 +229,10 @@ async fn answer(State(server): State<Arc<Server>>, request: Request) -> Response
             let wanted = Selector::read(asked.query("labelSelector"), asked.query("fieldSelector"));
             let items = store.list(&asked.kind, asked.namespace.as_deref(), &wanted);
             let metadata = json!({ "resourceVersion": store.version().to_string() });
-            say(StatusCode::OK, &json!({ "apiVersion": "v1", "kind": "List", "metadata": metadata, "items": items }))
+            say(
+                StatusCode::OK,
+                &json!({ "apiVersion": "v1", "kind": "List", "metadata": metadata, "items": items }),
+            )
         }
     }
 }
@@ -275,7 +273,9 @@ fn news(server: Arc<Server>, asked: Asked) -> Response {
                     return Some((Ok::<_, std::io::Error>(Bytes::from(lines)), (server, version, changed)));
                 }
                 let left = until.saturating_duration_since(Instant::now());
-                if left.is_zero() || !matches!(tokio::time::timeout(left, changed.changed()).await, Ok(Ok(()))) {
+                if left.is_zero()
+                    || !matches!(tokio::time::timeout(left, changed.changed()).await, Ok(Ok(())))
+                {
                     return None;
                 }
             }
@@ -285,7 +285,7 @@ fn news(server: Arc<Server>, asked: Asked) -> Response {
 }
 
 /// What a container wrote, while it writes if asked.
-async fn log(server: Arc<Server>, key: Key, follow: bool) -> Response {
+async fn log(server: Arc<Server>, key: Key, follow_it: bool) -> Response {
     let path = server.logs.join(&key.2);
     let begun = {
         let store = server.store();
@@ -296,26 +296,10 @@ async fn log(server: Arc<Server>, key: Key, follow: bool) -> Response {
         state["running"].is_object() || state["terminated"].is_object()
     };
     if !begun {
-        let message = format!("container \"regatta\" in pod \"{}\" is waiting to start: ContainerCreating", key.2);
+        let message =
+            format!("container \"regatta\" in pod \"{}\" is waiting to start: ContainerCreating", key.2);
         return refuse(400, "BadRequest", message);
     }
-    let stream = stream::unfold((server, key, 0usize), move |(server, key, at)| {
-        let path = path.clone();
-        async move {
-            loop {
-                // Its end before the look: what is read after it is all there is.
-                let ended = server.store().objects.get(&key).is_none_or(over);
-                let all = std::fs::read(&path).unwrap_or_default();
-                if all.len() > at {
-                    let new = Bytes::copy_from_slice(&all[at..]);
-                    return Some((Ok::<_, std::io::Error>(new), (server, key, all.len())));
-                }
-                if ended || !follow {
-                    return None;
-                }
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        }
-    });
-    ([(header::CONTENT_TYPE, "text/plain")], Body::from_stream(stream)).into_response()
+    let body = follow(path, follow_it, move || server.store().objects.get(&key).is_none_or(over));
+    ([(header::CONTENT_TYPE, "text/plain")], body).into_response()
 }

@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use regatta_cluster::conformance::{exits, line, sh, to_the_end};
 use regatta_cluster::kubernetes::{KubernetesConfig, KubernetesSpawner};
-use regatta_cluster::{Error, Events, GangRequest, Launch, Lease, Placement, Reason, Resources, Spawner, WorkerEvent};
-use serde_json::json;
+use regatta_cluster::{
+    Error, Events, GangRequest, Launch, Lease, Placement, Reason, Resources, Spawner, WorkerEvent,
+};
+use serde_json::{Value, json};
 
 use super::Test;
 use super::cluster::{Cluster, pod};
@@ -41,8 +43,8 @@ async fn launch(spawner: &KubernetesSpawner, lease: &Lease, script: &str) -> Eve
 }
 
 /// The pods of a cluster that run, by name.
-fn running(cluster: &Cluster) -> Vec<String> {
-    let pods = cluster.pods();
+async fn running(cluster: &Cluster) -> Vec<String> {
+    let pods = cluster.pods().await;
     let running = pods.iter().filter(|pod| pod["status"]["phase"] == "Running");
     running.map(|pod| pod["metadata"]["name"].as_str().unwrap().to_owned()).collect()
 }
@@ -55,10 +57,11 @@ async fn placement() {
     // Three of six CPUs are taken, one on each node.
     let elastic = spawner.acquire(gang(1).workers(1..=6)).await.unwrap();
     assert_eq!(elastic.workers(), 3, "as many as are free, and never waited for: {elastic:?}");
-    assert!(cluster.pods().len() == 6, "the others are given back");
+    assert!(cluster.pods().await.len() == 6, "the others are given back");
     spawner.release(elastic.id).await.unwrap();
     spawner.release(apart.id).await.unwrap();
-    let together = spawner.acquire(gang(2).placement(Placement::StrictPack).exclude("n1").exclude("n3")).await.unwrap();
+    let together =
+        spawner.acquire(gang(2).placement(Placement::StrictPack).exclude("n1").exclude("n3")).await.unwrap();
     assert_eq!(together.nodes(), ["n2"]);
     assert_eq!(together.seats.iter().map(|seat| seat.local_slot).collect::<Vec<_>>(), [0, 1]);
     spawner.release(together.id).await.unwrap();
@@ -68,18 +71,21 @@ async fn placement() {
     let with_gpus = spawner.acquire(GangRequest::new("gpus", 2, gpus).patience(PATIENCE)).await.unwrap();
     assert_eq!(with_gpus.nodes().len(), 2);
     assert!(with_gpus.seats.iter().all(|seat| seat.gpus == [0, 1]), "{with_gpus:?}");
-    let tolerates = &cluster.pods()[0]["spec"]["tolerations"];
-    assert_eq!(*tolerates, json!([{ "key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule" }]));
+    let tolerates = &cluster.pods().await[0]["spec"]["tolerations"];
+    assert_eq!(
+        *tolerates,
+        json!([{ "key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule" }])
+    );
 }
 
 async fn held_up() {
     let cluster = Cluster::start(2).await;
-    let hasty = KubernetesConfig { gather_s: 1, ..config() };
+    let hasty = KubernetesConfig { gather_seconds: 1.0, ..config() };
     let (one, two) = (spawner(&cluster, hasty.clone()).await, spawner(&cluster, hasty).await);
     let small = one.acquire(gang(1)).await.unwrap();
     // It wants all four, and gets three of them to hold: in vain, for a seat is taken.
     let (all, three) = tokio::join!(one.acquire(gang(4)), async {
-        cluster.eventually("a gang in part", |cluster| cluster.pods().len() == 5).await;
+        cluster.eventually("a gang in part", "pods", |pods| pods.len() == 5).await;
         let three = two.acquire(gang(3)).await.unwrap();
         two.release(three.id).await.unwrap();
         one.release(small.id).await.unwrap();
@@ -90,11 +96,15 @@ async fn held_up() {
 
 async fn quota() {
     let cluster = Cluster::start(1).await;
-    let message = "pods \"x\" is forbidden: exceeded quota: team, requested: cpu=1, used: cpu=4, limited: cpu=4";
-    cluster.server.fault(Fault { method: "POST", path: "/pods", code: 403, message: message.into() });
+    let message =
+        "pods \"x\" is forbidden: exceeded quota: team, requested: cpu=1, used: cpu=4, limited: cpu=4";
+    cluster.server().fault(Fault { method: "POST", path: "/pods", code: 403, message: message.into() });
     let spawner = spawner(&cluster, config()).await;
     let error = spawner.acquire(gang(1).patience(Duration::from_secs(1))).await.unwrap_err();
-    assert!(matches!(&error, Error::NoCapacity { blocked, .. } if blocked.contains("exceeded quota: team")), "{error}");
+    assert!(
+        matches!(&error, Error::NoCapacity { blocked, .. } if blocked.contains("exceeded quota: team")),
+        "{error}"
+    );
 }
 
 async fn launches_that_fail() {
@@ -107,7 +117,7 @@ async fn launches_that_fail() {
     assert!(error.contains("ImagePullBackOff") && error.contains("missing/image:2"), "{error}");
     assert!(since.elapsed() < Duration::from_secs(20), "{:?}", since.elapsed());
     of_nowhere.release(lease.id).await.unwrap();
-    assert!(cluster.pods().is_empty(), "{:?}", cluster.pods());
+    assert!(cluster.pods().await.is_empty(), "{:?}", cluster.pods().await);
 
     let spawner = spawner(&cluster, config()).await;
     let lease = spawner.acquire(gang(1)).await.unwrap();
@@ -119,7 +129,7 @@ async fn launches_that_fail() {
     let error = spawner.launch(lease.id, long).await.unwrap_err().to_string();
     assert!(error.contains("pass files instead"), "{error}");
     let message = "secrets is forbidden: User \"x\" cannot create resource \"secrets\"";
-    cluster.server.fault(Fault { method: "POST", path: "/secrets", code: 403, message: message.into() });
+    cluster.server().fault(Fault { method: "POST", path: "/secrets", code: 403, message: message.into() });
     let error = spawner.launch(lease.id, Launch::new(sh("exit 0"))).await.unwrap_err().to_string();
     assert!(error.contains(message) && error.contains("auth can-i"), "{error}");
 }
@@ -128,22 +138,27 @@ async fn preempted() {
     let cluster = Cluster::start(1).await;
     let spawner = spawner(&cluster, config()).await;
     let lease = spawner.acquire(gang(2)).await.unwrap();
-    let mut events = launch(&spawner, &lease, "trap 'echo told; exit 3' TERM; echo ready; while :; do sleep 0.05; done").await;
+    let mut events =
+        launch(&spawner, &lease, "trap 'echo told; exit 3' TERM; echo ready; while :; do sleep 0.05; done")
+            .await;
     line(&mut events, "ready").await;
     line(&mut events, "ready").await;
-    let pods = running(&cluster);
+    let pods = running(&cluster).await;
     // For a pod of a higher priority, and by somebody who says nothing.
     let why = json!({ "status": { "conditions": [
         { "type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler" },
     ] } });
-    cluster.server.with(|store| {
+    cluster.server().with(|store| {
         store.patch(&pod(&pods[0]), why);
         store.delete(&pod(&pods[0]), Some(30));
         store.delete(&pod(&pods[1]), Some(30));
     });
     let seen = to_the_end(&mut events).await;
     let reasons: Vec<Reason> = exits(&seen).into_iter().map(|(_, exit)| exit.reason).collect();
-    assert!(reasons.contains(&Reason::Preempted) && reasons.contains(&Reason::UserError { code: 3 }), "{seen:?}");
+    assert!(
+        reasons.contains(&Reason::Preempted) && reasons.contains(&Reason::UserError { code: 3 }),
+        "{seen:?}"
+    );
 }
 
 async fn vanished() {
@@ -156,9 +171,9 @@ async fn vanished() {
     // Taken out of the books, as the pods of a node that is gone are.
     let node = lease.seats[1].node.clone();
     cluster.node(&node).kill();
-    let dead = cluster.pods().into_iter().find(|pod| pod["spec"]["nodeName"] == node.as_str()).unwrap();
+    let dead = cluster.pods().await.into_iter().find(|pod| pod["spec"]["nodeName"] == node.as_str()).unwrap();
     let name = dead["metadata"]["name"].as_str().unwrap();
-    cluster.server.with(|store| store.delete(&pod(name), Some(0))).unwrap();
+    cluster.server().with(|store| store.delete(&pod(name), Some(0))).unwrap();
     let lost = loop {
         match events.next().await.unwrap() {
             WorkerEvent::Lost { slot, cause } => break (slot, cause),
@@ -173,10 +188,13 @@ async fn vanished() {
     spawner.kill(lease.id, Duration::ZERO).await.unwrap();
     assert!(since.elapsed() < Duration::from_secs(15), "{:?}", since.elapsed());
     let end = to_the_end(&mut events).await.pop().unwrap();
-    assert!(matches!(&end, WorkerEvent::Lost { slot: 0, cause } if cause.contains("hangs or is gone")), "{end:?}");
+    assert!(
+        matches!(&end, WorkerEvent::Lost { slot: 0, cause } if cause.contains("hangs or is gone")),
+        "{end:?}"
+    );
     spawner.release(lease.id).await.unwrap();
     assert!(!spawner.nodes().iter().find(|node| node.name == other).unwrap().up);
-    assert!(cluster.pods().is_empty());
+    assert!(cluster.pods().await.is_empty());
 }
 
 async fn foreign() {
@@ -184,7 +202,13 @@ async fn foreign() {
     let spawner = spawner(&cluster, config()).await;
     let lease = spawner.acquire(gang(2)).await.unwrap();
     let contract = |rank: usize| {
-        let numbers = [("RANK", rank), ("LOCAL_RANK", rank), ("LOCAL_WORLD_SIZE", 2), ("GROUP_RANK", 0), ("GROUP_WORLD_SIZE", 1)];
+        let numbers = [
+            ("RANK", rank),
+            ("LOCAL_RANK", rank),
+            ("LOCAL_WORLD_SIZE", 2),
+            ("GROUP_RANK", 0),
+            ("GROUP_WORLD_SIZE", 1),
+        ];
         let mut variables: BTreeMap<String, std::ffi::OsString> =
             numbers.into_iter().map(|(name, number)| (name.to_owned(), number.to_string().into())).collect();
         variables.insert("MASTER_ADDR".into(), "n1".into());
@@ -207,7 +231,7 @@ async fn foreign() {
     let master = first.split(' ').nth(3).unwrap().to_owned();
     let (host, service) = master.split_once('.').unwrap();
     assert_eq!(service, "test");
-    let hostnames: Vec<_> = cluster.pods().iter().map(|pod| pod["spec"]["hostname"].clone()).collect();
+    let hostnames: Vec<_> = cluster.pods().await.iter().map(|pod| pod["spec"]["hostname"].clone()).collect();
     assert!(hostnames.contains(&host.into()), "{master} is none of {hostnames:?}");
     assert_eq!(first, format!("0 0/1 0/2 {master} 127.0.0.1 127.0.0.1"));
     assert_eq!(said(1), format!("1 0/1 1/2 {master} 127.0.0.1 127.0.0.1"));
@@ -217,7 +241,7 @@ async fn foreign() {
 async fn news_break() {
     let cluster = Cluster::start(1).await;
     let message = "too old resource version".into();
-    cluster.server.fault(Fault { method: "GET", path: "watch=true", code: 410, message });
+    cluster.server().fault(Fault { method: "GET", path: "watch=true", code: 410, message });
     let spawner = spawner(&cluster, config()).await;
     let lease = spawner.acquire(gang(2)).await.unwrap();
     let seen = to_the_end(&mut launch(&spawner, &lease, "echo ready; exit 7").await).await;
@@ -228,7 +252,12 @@ async fn news_break() {
 async fn no_log() {
     let cluster = Cluster::start(1).await;
     let spawner = spawner(&cluster, config()).await;
-    cluster.server.fault(Fault { method: "GET", path: "/log", code: 500, message: "no route to host".into() });
+    cluster.server().fault(Fault {
+        method: "GET",
+        path: "/log",
+        code: 500,
+        message: "no route to host".into(),
+    });
     let lease = spawner.acquire(gang(1)).await.unwrap();
     // Without it a worker's start is taken from its end, and its exit code from its pod.
     let mut events = launch(&spawner, &lease, "exit 7").await;
@@ -245,8 +274,6 @@ async fn dropped() {
     line(&mut events, "ready").await;
     let _waits = one.acquire(gang(1)).await.unwrap();
     drop(one);
-    cluster.eventually("an empty namespace", |cluster| {
-        cluster.pods().is_empty() && cluster.objects("secrets").is_empty()
-    })
-    .await;
+    cluster.eventually("no pods", "pods", <[Value]>::is_empty).await;
+    cluster.eventually("no secrets", "secrets", <[Value]>::is_empty).await;
 }

@@ -85,7 +85,8 @@ impl Store {
     }
 
     pub(crate) fn list(&self, kind: &str, namespace: Option<&str>, wanted: &Selector) -> Vec<Value> {
-        let of_kind = self.objects.iter().filter(|((k, ns, _), _)| k == kind && namespace.is_none_or(|n| n == ns));
+        let of_kind =
+            self.objects.iter().filter(|((k, ns, _), _)| k == kind && namespace.is_none_or(|n| n == ns));
         of_kind.map(|(_, object)| object).filter(|object| wanted.matches(object)).cloned().collect()
     }
 }
@@ -119,13 +120,17 @@ impl Selector {
         let mut rest = labels;
         while !rest.is_empty() {
             let end = match (rest.find(" in ("), rest.find(',')) {
-                (Some(open), comma) if comma.is_none_or(|comma| open < comma) => rest.find(')').unwrap_or(rest.len() - 1) + 1,
+                (Some(open), comma) if comma.is_none_or(|comma| open < comma) => {
+                    rest.find(')').unwrap_or(rest.len() - 1) + 1
+                }
                 (_, comma) => comma.unwrap_or(rest.len()),
             };
             let term = &rest[..end];
             rest = rest[end..].trim_start_matches(',');
             let (name, values) = match term.split_once(" in (") {
-                Some((name, values)) => (name, values.trim_end_matches(')').split(',').map(str::to_owned).collect()),
+                Some((name, values)) => {
+                    (name, values.trim_end_matches(')').split(',').map(str::to_owned).collect())
+                }
                 None => {
                     let (name, value) = term.split_once('=').expect("a term that is understood");
                     (name, vec![value.to_owned()])

@@ -6,9 +6,10 @@ use regatta_cluster::engine::{Engine, JobSpec, JobState, conformance};
 use regatta_cluster::kubernetes::KubernetesEngine;
 use regatta_cluster::{GangRequest, Placement, Reason, Resources, WorkerCommand};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 
 use super::Test;
-use super::cluster::{Cluster, pod};
+use super::cluster::Cluster;
 use super::drill::{GANG, ROLE, SECRET, config, now};
 use super::kubelet::Kubelet;
 
@@ -93,7 +94,7 @@ fn alive(pid: Pid) -> bool {
 }
 
 async fn gone(cluster: &Cluster, pids: &[Pid]) {
-    cluster.eventually("the workers' end", |_| !pids.iter().any(|pid| alive(*pid))).await;
+    cluster.eventually("the workers' end", "pods", |_| !pids.iter().any(|pid| alive(*pid))).await;
 }
 
 async fn spawner_conforms() {
@@ -101,7 +102,7 @@ async fn spawner_conforms() {
     watched.line("it conforms").await;
     assert_eq!(conformance::ended(&watched.engine, &watched.spec.id).await, Reason::Succeeded);
     // It gave back all it had.
-    let left = watched.cluster.pods();
+    let left = watched.cluster.pods().await;
     assert_eq!(left.len(), 1, "{left:#?}");
 }
 
@@ -123,7 +124,8 @@ async fn worker_killed() {
 async fn node_fails(how: fn(&Kubelet)) {
     let mut watched = Watched::submit(3, job("driver", "2 2 strict_spread")).await;
     watched.line("stepping 1 at ").await;
-    let driver = watched.engine.describe(std::slice::from_ref(&watched.spec.id)).await.unwrap()[0].nodes.clone();
+    let driver =
+        watched.engine.describe(std::slice::from_ref(&watched.spec.id)).await.unwrap()[0].nodes.clone();
     let mut victim = watched.rank(1, 1).await.0;
     if victim == driver {
         victim = watched.rank(0, 1).await.0;
@@ -136,12 +138,8 @@ async fn node_fails(how: fn(&Kubelet)) {
     assert_ne!(watched.rank(1, 2).await.0, victim);
     assert!(took < RECOVERED, "{took:?}");
     // The node never says a word, and still nothing of the first gang stays in the cluster's books.
-    watched
-        .cluster
-        .eventually("the dead pod's end", |cluster| {
-            cluster.pods().iter().all(|pod| pod["spec"]["nodeName"] != victim.as_str())
-        })
-        .await;
+    let elsewhere = |pods: &[Value]| pods.iter().all(|pod| pod["spec"]["nodeName"] != victim.as_str());
+    watched.cluster.eventually("the dead pod's end", "pods", elsewhere).await;
 }
 
 async fn driver_killed() {
@@ -154,7 +152,7 @@ async fn driver_killed() {
     assert_eq!(reason, Reason::UserError { code: 137 });
     gone(&watched.cluster, &ranks).await;
     // Whoever asked has taken their pods away.
-    watched.cluster.eventually("no worker's pod", |cluster| cluster.pods().len() == 1).await;
+    watched.cluster.eventually("no worker's pod", "pods", |pods| pods.len() == 1).await;
 }
 
 async fn cancelled() {
@@ -171,16 +169,15 @@ async fn deleted() {
     let mut watched = Watched::submit(2, job("driver", "2 1 strict_spread")).await;
     watched.line("stepping 1 at ").await;
     let ranks = [watched.rank(0, 1).await.1, watched.rank(1, 1).await.1];
-    let (_, namespace, name) = pod(watched.spec.id.as_str());
-    let service = ("services".to_owned(), namespace, name);
-    watched.cluster.server.with(|store| store.delete(&service, None)).unwrap();
+    watched.cluster.delete("services", watched.spec.id.as_str()).await;
     gone(&watched.cluster, &ranks).await;
-    watched
-        .cluster
-        .eventually("an empty namespace", |cluster| {
-            ["pods", "secrets", "services"].iter().all(|kind| cluster.objects(kind).is_empty())
-        })
-        .await;
+    for kind in ["pods", "services"] {
+        watched.cluster.eventually("an empty namespace", kind, <[Value]>::is_empty).await;
+    }
+    let id = watched.spec.id.to_string();
+    let not_its =
+        |all: &[Value]| all.iter().all(|one| one["metadata"]["labels"]["regatta/job"] != id.as_str());
+    watched.cluster.eventually("no secrets of it", "secrets", not_its).await;
 }
 
 async fn secrets() {
@@ -190,11 +187,12 @@ async fn secrets() {
     let own = std::fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())).unwrap();
     assert!(String::from_utf8_lossy(&own).contains(SECRET), "the worker has what it was given");
     for kind in ["pods", "services"] {
-        let shown = serde_json::to_string(&watched.cluster.objects(kind)).unwrap();
+        let shown = serde_json::to_string(&watched.cluster.objects(kind).await).unwrap();
         assert!(!shown.is_empty() && !shown.contains(SECRET) && !shown.contains("REGATTA_TOKEN"), "{shown}");
     }
-    let kept = serde_json::to_string(&watched.cluster.objects("secrets")).unwrap();
-    assert!(kept.contains(SECRET));
+    let kept = serde_json::to_string(&watched.cluster.objects("secrets").await).unwrap();
+    // As it was given, or in base64.
+    assert!(kept.contains(SECRET) || kept.contains("YS1zZWNyZXQtdGhhdC1ub2JvZHktbWF5LXNlZQ"), "{kept}");
 }
 
 /// From submitting to the first worker's first step.
@@ -202,6 +200,9 @@ async fn first_line() {
     let since = now();
     let mut watched = Watched::submit(2, job("driver", "2 1 spread")).await;
     let at: u128 = watched.line("stepping 1 at ").await.parse().unwrap();
-    eprintln!("the workers stepped {:?} after the job was submitted", Duration::from_millis((at - since) as u64));
+    eprintln!(
+        "the workers stepped {:?} after the job was submitted",
+        Duration::from_millis((at - since) as u64)
+    );
     assert!(at - since < 10_000, "{}", at - since);
 }
