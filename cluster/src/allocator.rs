@@ -271,7 +271,8 @@ impl Allocator {
     }
 }
 
-fn check(request: &GangRequest) -> Result<()> {
+/// Refuses what no cluster could mean.
+pub(crate) fn check(request: &GangRequest) -> Result<()> {
     let problem = match request {
         r if r.min_workers == 0 => "it asks for no workers".to_owned(),
         r if r.min_workers > r.max_workers => {

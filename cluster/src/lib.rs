@@ -96,6 +96,7 @@ pub mod conformance;
 pub mod contract;
 pub mod engine;
 pub mod env;
+pub mod kubernetes;
 pub mod local;
 pub mod ray;
 pub mod slurm;

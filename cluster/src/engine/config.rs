@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::Engine;
 use crate::control::ControlConfig;
 use crate::error::{Error, Result};
+use crate::kubernetes::KubernetesConfig;
 use crate::ray::RayConfig;
 use crate::slurm::SlurmConfig;
 use crate::spawner::Spawner;
@@ -27,6 +28,8 @@ pub enum EngineConfig {
     Slurm(Box<SlurmConfig>),
     /// A job of a Ray cluster.
     Ray(Box<RayConfig>),
+    /// Pods of a cluster that has Kubernetes.
+    Kubernetes(Box<KubernetesConfig>),
 }
 
 impl From<SlurmConfig> for EngineConfig {
@@ -41,6 +44,12 @@ impl From<RayConfig> for EngineConfig {
     }
 }
 
+impl From<KubernetesConfig> for EngineConfig {
+    fn from(config: KubernetesConfig) -> Self {
+        Self::Kubernetes(Box::new(config))
+    }
+}
+
 impl EngineConfig {
     /// The engine's name, as [`Engine::name`] gives it.
     #[must_use]
@@ -49,6 +58,7 @@ impl EngineConfig {
             Self::Local => "local",
             Self::Slurm(_) => "slurm",
             Self::Ray(_) => "ray",
+            Self::Kubernetes(_) => "kubernetes",
         }
     }
 
@@ -58,6 +68,7 @@ impl EngineConfig {
             Self::Local => Ok(()),
             Self::Slurm(config) => config.check(),
             Self::Ray(config) => config.check(),
+            Self::Kubernetes(config) => config.check(),
         }
     }
 
@@ -67,6 +78,7 @@ impl EngineConfig {
         match self {
             Self::Local | Self::Slurm(_) => true,
             Self::Ray(_) => false,
+            Self::Kubernetes(_) => false,
         }
     }
 }
@@ -80,6 +92,10 @@ pub fn engine(config: &EngineConfig, folder: &Path) -> Result<Arc<dyn Engine>> {
         EngineConfig::Slurm(config) => Arc::new(crate::slurm::SlurmEngine::new((**config).clone(), folder)),
         #[cfg(feature = "ray")]
         EngineConfig::Ray(config) => Arc::new(crate::ray::RayEngine::new((**config).clone())?),
+        #[cfg(feature = "kubernetes")]
+        EngineConfig::Kubernetes(config) => {
+            Arc::new(crate::kubernetes::KubernetesEngine::new((**config).clone()))
+        }
         #[allow(unreachable_patterns, reason = "all engines are built in")]
         other => return Err(not_built(other)),
     })
@@ -93,6 +109,8 @@ pub fn control(config: &EngineConfig) -> Result<ControlConfig> {
         EngineConfig::Slurm(_) => crate::slurm::control(),
         #[cfg(feature = "ray")]
         EngineConfig::Ray(_) => crate::ray::control(),
+        #[cfg(feature = "kubernetes")]
+        EngineConfig::Kubernetes(config) => crate::kubernetes::control(config)?,
         #[allow(unreachable_patterns, reason = "all engines are built in")]
         other => return Err(not_built(other)),
     })
@@ -115,6 +133,10 @@ pub async fn spawner(config: &EngineConfig) -> Result<Arc<dyn Spawner>> {
         }
         #[cfg(feature = "ray")]
         EngineConfig::Ray(config) => Arc::new(crate::ray::RaySpawner::from_env((**config).clone()).await?),
+        #[cfg(feature = "kubernetes")]
+        EngineConfig::Kubernetes(config) => {
+            Arc::new(crate::kubernetes::KubernetesSpawner::from_env((**config).clone()).await?)
+        }
         #[allow(unreachable_patterns, reason = "all engines are built in")]
         other => return Err(not_built(other)),
     })

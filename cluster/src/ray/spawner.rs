@@ -34,6 +34,9 @@ const CONNECTED: Duration = Duration::from_secs(120);
 /// How long a gang that could do with fewer workers waits for as many as seem to be free.
 const AS_MANY: Duration = Duration::from_secs(2);
 
+/// Which bundle each seat has, and on which node.
+type Places = Vec<(usize, String)>;
+
 /// Gangs as placement groups of the cluster this process is a job of. Dropping it ends every worker, without waiting.
 #[derive(Debug)]
 pub struct RaySpawner {
@@ -78,7 +81,7 @@ struct State {
 struct Held {
     lease: Lease,
     /// For each seat the place of its bundle in the placement group, and its node's lasting name.
-    places: Vec<(usize, String)>,
+    places: Places,
     workers: Vec<Arc<Worker>>,
     launching: bool,
 }
@@ -303,7 +306,7 @@ impl Inner {
         let names: HashMap<String, String> =
             state.open().into_iter().map(|(name, node, _)| (node.id.clone(), name)).collect();
         let first = |node: &String| nodes.iter().position(|other| other == node);
-        let mut places: Vec<(usize, String)> = nodes.iter().cloned().enumerate().collect();
+        let mut places: Places = nodes.iter().cloned().enumerate().collect();
         places.sort_by_key(|(bundle, node)| (first(node), *bundle));
         let seat = |(slot, (_, node)): (usize, &(usize, String))| Seat {
             slot,
@@ -340,7 +343,8 @@ impl Inner {
         )
     }
 
-    fn begin_launch(&self, id: LeaseId) -> Result<(Lease, Vec<(usize, String)>, String)> {
+    /// The lease, its places, and the driver's host as workers reach it.
+    fn begin_launch(&self, id: LeaseId) -> Result<(Lease, Places, String)> {
         let mut state = self.state();
         if let Some(cause) = &state.gone {
             return Err(gone(cause));
