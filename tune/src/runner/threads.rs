@@ -110,8 +110,7 @@ impl Mailbox {
     /// Waits for a word. The loop always has one for a report, or ends the trial.
     fn take(&self) -> Word {
         let waits = |word: &mut Option<Word>| word.is_none() && !self.over.load(Ordering::Acquire);
-        let mut slot =
-            self.news.wait_while(self.lock(), waits).unwrap_or_else(PoisonError::into_inner);
+        let mut slot = self.news.wait_while(self.lock(), waits).unwrap_or_else(PoisonError::into_inner);
         match *slot {
             Some(Word::GoOn) => slot.take().unwrap_or(Word::GoOn),
             Some(word) => word,
