@@ -54,9 +54,8 @@ pub fn importance(space: &Space, told: &[Told], objective: usize) -> Vec<Importa
 
 /// The same of parameters with their domains and their raw values in the trials that had them, the best trial first.
 pub(crate) fn shares(parameters: impl Iterator<Item = (String, Domain, Vec<f64>)>) -> Vec<Importance> {
-    let mut result: Vec<Importance> = parameters
-        .map(|(path, domain, raws)| Importance { path, share: divergence(&domain, &raws) })
-        .collect();
+    let mut result: Vec<Importance> =
+        parameters.map(|(path, domain, raws)| Importance { path, share: divergence(&domain, &raws) }).collect();
     let total: f64 = result.iter().map(|i| i.share).sum();
     if total > 0.0 {
         result.iter_mut().for_each(|i| i.share /= total);

@@ -173,8 +173,11 @@ impl Journal {
             if (seq, part) <= self.last {
                 continue;
             }
-            writeln!(self.file, "{{\"op_code\":{op},\"worker_id\":\"regatta\"{fields}{SEQ}[{seq},{part}]}}")
-                .map_err(Error::io("write", &self.path))?;
+            writeln!(
+                self.file,
+                "{{\"op_code\":{op},\"worker_id\":\"regatta\"{fields}{SEQ}[{seq},{part}]}}"
+            )
+            .map_err(Error::io("write", &self.path))?;
             self.last = (seq, part);
         }
         Ok(())
@@ -305,7 +308,8 @@ impl Study {
                     // Complete is what has a value: so does Optuna.
                     _ => (state::FAIL, None),
                 };
-                let list = |values: Vec<f64>| values.into_iter().map(number).collect::<Vec<_>>().join(",");
+                let list =
+                    |values: Vec<f64>| values.into_iter().map(number).collect::<Vec<_>>().join(",");
                 let values = values.map_or("null".into(), |values| format!("[{}]", list(values)));
                 let why = body.cause.as_ref().map(|cause| {
                     of(op::TRIAL_USER_ATTR).field("user_attr", json!({ "error": cause.message }))

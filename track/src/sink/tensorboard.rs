@@ -288,8 +288,9 @@ fn column(parameter: &Parameter) -> Message {
     const BOOL: u64 = 2;
     const FLOAT: u64 = 3;
     let interval = |low: f64, high: f64| Message::new().double(1, low).double(2, high);
-    let list =
-        |values: Vec<Message>| values.into_iter().fold(Message::new(), |list, value| list.message(1, value));
+    let list = |values: Vec<Message>| {
+        values.into_iter().fold(Message::new(), |list, value| list.message(1, value))
+    };
     let info = Message::new().text(1, &parameter.path);
     match &parameter.domain {
         Domain::Float { low, high, .. } => info.varint(4, FLOAT).message(6, interval(*low, *high)),

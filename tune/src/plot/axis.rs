@@ -8,14 +8,8 @@ use super::svg::{Anchor, Canvas, short};
 /// How values lie along an axis.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Scale {
-    Linear {
-        low: f64,
-        high: f64,
-    },
-    Log {
-        low: f64,
-        high: f64,
-    },
+    Linear { low: f64, high: f64 },
+    Log { low: f64, high: f64 },
     /// By index.
     Names(Vec<String>),
 }

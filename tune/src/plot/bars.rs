@@ -13,10 +13,7 @@ pub fn importance(grid: &ResultGrid) -> Result<String> {
     let shares = grid.importance();
     let (left, top, row) = (230.0, 66.0, 26.0);
     let height = top + row * shares.len().max(4) as f64 + 30.0;
-    let subtitle = format!(
-        "of each parameter for {}, by PED-ANOVA over the trials that came to their end",
-        objective.metric
-    );
+    let subtitle = format!("of each parameter for {}, by PED-ANOVA over the trials that came to their end", objective.metric);
     let mut canvas = Canvas::new(WIDTH, height, "Importance", &subtitle);
     if shares.iter().all(|importance| importance.share == 0.0) {
         canvas.nothing("too few trials came to their end");
@@ -63,13 +60,7 @@ pub fn timeline(grid: &ResultGrid) -> String {
     for (at, trial) in trials.iter().enumerate() {
         let top = frame.top + row * at as f64;
         if at % every == 0 {
-            canvas.text(
-                frame.left - 6.0,
-                top + row / 2.0 + 4.0,
-                Anchor::End,
-                "small",
-                &trial.number.to_string(),
-            );
+            canvas.text(frame.left - 6.0, top + row / 2.0 + 4.0, Anchor::End, "small", &trial.number.to_string());
         }
         for (begun, ended) in &trial.spans {
             let (x, _) = frame.at(begun - from, 0.0);

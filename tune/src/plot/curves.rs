@@ -29,10 +29,8 @@ pub fn curves(grid: &ResultGrid) -> Result<String> {
         let thinned = points.iter().copied().enumerate().filter(kept).map(|(_, point)| point);
         thinned.filter(|(_, value)| value.is_finite()).collect()
     };
-    let curves: Vec<_> = places(&ranked)
-        .into_iter()
-        .map(|(trial, value, place)| (trial, value, place, series(trial)))
-        .collect();
+    let curves: Vec<_> =
+        places(&ranked).into_iter().map(|(trial, value, place)| (trial, value, place, series(trial))).collect();
     if curves.is_empty() {
         canvas.nothing("no trial has a value yet");
         return Ok(canvas.finish());

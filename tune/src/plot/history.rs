@@ -14,11 +14,7 @@ pub fn history(grid: &ResultGrid) -> Result<String> {
     let objective = grid.objective()?;
     let mut trials = finite(grid);
     trials.sort_by_key(|(trial, _)| trial.number);
-    let subtitle = format!(
-        "each trial's {}, {}; the line is the best so far",
-        objective.metric,
-        better(objective.direction)
-    );
+    let subtitle = format!("each trial's {}, {}; the line is the best so far", objective.metric, better(objective.direction));
     let mut canvas = Canvas::new(WIDTH, HEIGHT, "History", &subtitle);
     if trials.is_empty() {
         canvas.nothing("no trial has a value yet");
@@ -52,11 +48,7 @@ pub fn history(grid: &ResultGrid) -> Result<String> {
     }
     for (trial, why) in grid.errors() {
         let (x, _) = frame.at(f64::from(trial.number), 0.0);
-        let look = Look {
-            colour: state("failed"),
-            opacity: 0.9,
-            tip: format!("trial {} failed: {why}", trial.number),
-        };
+        let look = Look { colour: state("failed"), opacity: 0.9, tip: format!("trial {} failed: {why}", trial.number) };
         canvas.rect((x - 1.0, frame.bottom() - 9.0), (2.0, 9.0), &look);
     }
     let seen = |name: &str| grid.trials().iter().any(|trial| trial.state == name);
@@ -99,8 +91,7 @@ pub fn pareto(grid: &ResultGrid) -> Result<String> {
     frame.draw(&mut canvas, &one.metric, &other.metric);
     let front: Vec<u32> = grid.pareto().iter().map(|trial| trial.number).collect();
     for (trial, x, y) in points {
-        let (colour, radius) =
-            if front.contains(&trial.number) { ("#e07020", 5.0) } else { ("#8b93a3", 3.0) };
+        let (colour, radius) = if front.contains(&trial.number) { ("#e07020", 5.0) } else { ("#8b93a3", 3.0) };
         let tip = format!("trial {}: {}, {}", trial.number, label(x), label(y));
         canvas.dot(frame.at(x, y), radius, &Look { colour, opacity: 0.8, tip });
     }

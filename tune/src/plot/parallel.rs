@@ -48,8 +48,7 @@ pub fn parallel(grid: &ResultGrid) -> Result<String> {
         let best = place == 0.0;
         let colour = ramp(place);
         let opacity = if best { 1.0 } else { opacity(ranked.len()) };
-        let look =
-            Look { colour: &colour, opacity, tip: format!("trial {}: {}", trial.number, label(value)) };
+        let look = Look { colour: &colour, opacity, tip: format!("trial {}: {}", trial.number, label(value)) };
         canvas.path(&points, if best { 2.4 } else { 1.2 }, &look);
     }
     for (at, (name, scale)) in axes.iter().enumerate() {

@@ -55,9 +55,7 @@ impl Canvas {
             Anchor::End => "end",
         };
         let (x, y, text) = (pixel(x), pixel(y), escaped(text));
-        self.put(format_args!(
-            "<text x=\"{x}\" y=\"{y}\" text-anchor=\"{anchor}\" class=\"{class}\">{text}</text>"
-        ));
+        self.put(format_args!("<text x=\"{x}\" y=\"{y}\" text-anchor=\"{anchor}\" class=\"{class}\">{text}</text>"));
     }
 
     /// Text that reads upwards around its middle.

@@ -118,10 +118,7 @@ impl ResultGrid {
     /// The objective that decides.
     pub fn objective(&self) -> Result<&Objective> {
         self.objectives.first().ok_or_else(|| {
-            Error::results(
-                &self.folder,
-                "it says of no metric that it is optimised: name one, and its direction",
-            )
+            Error::results(&self.folder, "it says of no metric that it is optimised: name one, and its direction")
         })
     }
 
@@ -148,10 +145,7 @@ impl ResultGrid {
             let first = self.errors().next().map_or(String::new(), |(trial, why)| {
                 format!("; {failed} failed, trial {} with: {why}", trial.number)
             });
-            Error::results(
-                &self.folder,
-                format!("none of its {trials} trials has a number for `{metric}`{first}"),
-            )
+            Error::results(&self.folder, format!("none of its {trials} trials has a number for `{metric}`{first}"))
         })?;
         Ok(Best { trial, number: trial.number, value, config: &trial.full })
     }

@@ -102,8 +102,7 @@ fn page(kind: Type, cells: &[&Value]) -> Vec<u8> {
 /// Eight a byte, the lowest bit first.
 fn bits(flags: impl Iterator<Item = bool>) -> Vec<u8> {
     let flags: Vec<bool> = flags.collect();
-    let byte =
-        |eight: &[bool]| eight.iter().enumerate().fold(0, |byte, (at, flag)| byte | u8::from(*flag) << at);
+    let byte = |eight: &[bool]| eight.iter().enumerate().fold(0, |byte, (at, flag)| byte | u8::from(*flag) << at);
     flags.chunks(8).map(byte).collect()
 }
 

@@ -43,7 +43,9 @@ pub(super) fn fold(snapshot: &mut Snapshot<'_>) -> regatta_track::Result<Read> {
         for e in &page {
             match (&e.event, e.trial) {
                 (Event::StudyConfigured(body), _) => study = Some(body.clone()),
-                (_, Some(number)) => apply(trials.entry(number).or_insert_with(|| History::new(number)), e),
+                (_, Some(number)) => {
+                    apply(trials.entry(number).or_insert_with(|| History::new(number)), e)
+                }
                 _ => {}
             }
         }
