@@ -545,7 +545,7 @@ impl Tuner {
             Work::Call(objective) => {
                 let metrics: Vec<String> = config.objectives().into_iter().map(|goal| goal.metric).collect();
                 let job = Job { objective, metrics: metrics.into(), open };
-                Box::new(ThreadExecutor::start(job, concurrent, to)?)
+                Box::new(ThreadExecutor::start(job, concurrent, to, runtime)?)
             }
             Work::Training(trainer) => {
                 let site = match trainer.is_in_process() {

@@ -12,6 +12,7 @@ use regatta_track::event::Cause;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tokio::runtime::Runtime;
 
 use super::{Executor, Heard, Task, tell};
 use crate::config::ITERATION;
@@ -292,11 +293,13 @@ pub(crate) struct ThreadExecutor {
     queue: Arc<Queue>,
     threads: Vec<JoinHandle<()>>,
     mailboxes: BTreeMap<u32, Arc<Mailbox>>,
+    /// Where the study's signals are heard.
+    _runtime: Runtime,
 }
 
 impl ThreadExecutor {
     /// With so many threads.
-    pub(crate) fn start(job: Job, threads: usize, to: Sender<Heard>) -> Result<Self> {
+    pub(crate) fn start(job: Job, threads: usize, to: Sender<Heard>, runtime: Runtime) -> Result<Self> {
         let queue = Arc::new(Queue::default());
         let spawn = |index: usize| {
             let (queue, objective) = (queue.clone(), job.objective.clone());
@@ -310,7 +313,7 @@ impl ThreadExecutor {
             Ok(named.spawn(work).map_err(failed)?)
         };
         let threads = (0..threads).map(spawn).collect::<Result<_>>()?;
-        Ok(ThreadExecutor { job, to, queue, threads, mailboxes: BTreeMap::new() })
+        Ok(ThreadExecutor { job, to, queue, threads, mailboxes: BTreeMap::new(), _runtime: runtime })
     }
 
     fn launch(&mut self, trial: u32, incarnation: u64, config: Value) {
