@@ -55,7 +55,7 @@ fn main() -> ExitCode {
 const SUMS: &str = r#"(
     trainable: "sums",
     config: (steps: 100000, millis: 10),
-    scaling: (workers: 2, placement: StrictSpread),
+    scaling: (workers: 2, placement: strict_spread),
     failure: (dead_seconds: 3, backoff_seconds: 0, grace_seconds: 20),
     engine: Slurm(),
 )"#;
@@ -146,7 +146,7 @@ fn example() {
         r#"(
         trainable: "resnet",
         config: (epochs: 1, batch_size: 32, lr: 0.004),
-        scaling: (workers: 2, placement: StrictSpread),
+        scaling: (workers: 2, placement: strict_spread),
         run: (fast_dev_run: true),
         engine: Slurm(),
     )"#,
@@ -314,7 +314,7 @@ fn latency() {
     let place = place(
         r#"(
         trainable: Command("sh first.sh"),
-        scaling: (workers: 2, placement: StrictSpread),
+        scaling: (workers: 2, placement: strict_spread),
         engine: Slurm(),
     )"#,
     );
