@@ -82,10 +82,6 @@ impl Job {
         }
     }
 
-    pub(crate) fn is_recorded(&self) -> bool {
-        self.folder().join(RECORD).exists()
-    }
-
     /// Writes down where it is submitted, before it is.
     pub(crate) fn remember(&self) -> Outcome {
         let folder = self.folder();
@@ -123,14 +119,24 @@ impl Job {
         }
     }
 
-    /// Whether it is over, or was never taken by its engine.
-    pub(crate) async fn is_over(&self) -> Outcome<bool> {
+    /// Whether there is anything of it.
+    pub(crate) async fn standing(&self) -> Outcome<Standing> {
         match self.status(&*self.engine()?).await {
-            Ok(status) => Ok(status.state.is_over()),
-            Err(regatta_cluster::Error::UnknownJob { .. }) => Ok(false),
+            Ok(status) if status.state.is_over() => Ok(Standing::Over),
+            Ok(_) => Ok(Standing::UnderWay),
+            Err(regatta_cluster::Error::UnknownJob { .. }) => Ok(Standing::NotTaken),
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// What there is of a job that was written down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// Its engine refused it, or was never asked.
+    NotTaken,
+    UnderWay,
+    Over,
 }
 
 fn write_whole(path: &Path, value: &Value) -> std::io::Result<()> {

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::args::{Source, Submit};
 use crate::configure;
 use crate::drive::{ORDER, Order};
-use crate::jobs::{self, Job, Record};
+use crate::jobs::{self, Job, Record, Standing};
 use crate::out;
 use crate::problem::{Outcome, Problem};
 use crate::runs;
@@ -29,6 +29,8 @@ pub(crate) struct Planned {
     pub(crate) engine: Arc<dyn Engine>,
     pub(crate) job: Job,
     spec: JobSpec,
+    /// Whether it was submitted before and is not over.
+    is_under_way: bool,
 }
 
 /// `regatta submit WHAT`.
@@ -86,7 +88,7 @@ pub(crate) async fn fresh(mut experiment: Experiment<Value>) -> Outcome<Planned>
     }
     let root = runs::root_of(&experiment.run.storage);
     let planned = Planned::new(Order { experiment, resume: None }, &place, &root).await?;
-    if folder::is_run(&place.path) && !planned.is_under_way().await? {
+    if folder::is_run(&place.path) && !planned.is_under_way {
         let folder = place.path.display().to_string();
         return Err(Error::RunExists { name: place.name, folder }.into());
     }
@@ -111,24 +113,23 @@ impl Planned {
         };
         let name = record.full_name();
         let last = jobs::all(root).into_iter().rfind(|job| job.record.full_name() == name);
-        let number = match &last {
-            Some(last) if last.is_over().await? => last.record.number + 1,
-            Some(last) => last.record.number,
-            None => 1,
+        let standing = match &last {
+            Some(last) => last.standing().await?,
+            None => Standing::NotTaken,
         };
-        // Where it is under way, it is where it was submitted.
-        let engine = last.filter(|last| last.record.number == number).map(|last| last.record.engine);
-        let record = Record { engine: engine.unwrap_or(record.engine), number, ..record };
+        let record = match (last, standing) {
+            (Some(last), Standing::Over) => Record { number: last.record.number + 1, ..record },
+            // It is where it was submitted, whatever is said now.
+            (Some(last), Standing::UnderWay) => last.record,
+            (Some(last), Standing::NotTaken) => Record { number: last.record.number, ..record },
+            (None, _) => record,
+        };
         let job = Job::new(root, job_id(&record)?, record)?;
         let room = order.experiment.scaling.request(&name);
         let spec = JobSpec::new(job.id.clone(), command(&order)?, room)
             .label("experiment", &place.experiment)
             .label("run", &place.name);
-        Ok(Planned { engine: job.engine()?, job, spec })
-    }
-
-    async fn is_under_way(&self) -> Outcome<bool> {
-        Ok(self.job.is_recorded() && !self.job.is_over().await?)
+        Ok(Planned { engine: job.engine()?, job, spec, is_under_way: standing == Standing::UnderWay })
     }
 
     /// Submits it; `false` if it was before.

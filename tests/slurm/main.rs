@@ -235,7 +235,9 @@ fn preempted() {
     let place = place(SUMS);
     submit(&place, "p", &[]);
     stepping(&place, "p", 1);
-    let urgent = ["engine=Slurm(partition: \"urgent\", nodes: 3)", "steps=5", "--workers", "3"];
+    // Whole nodes, so that there is no room beside the other.
+    let urgent =
+        ["engine=Slurm(partition: \"urgent\")", "steps=5", "--workers", "3", "scaling.resources.cpu=2"];
     submit(&place, "u", &urgent);
     let left = place.run(&["attach", "p"]).code(75);
     assert!(left.err.contains("preempted") && left.err.contains("saved step-"), "{}", left.err);
