@@ -31,6 +31,8 @@ use crate::token::Token;
 
 /// How long the connection to the cluster may take: the first import of Ray on a cold disk is slow.
 const CONNECTED: Duration = Duration::from_secs(120);
+/// Longer than anybody waits: what is added to the clock must not overflow it.
+const FOREVER: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// How long a gang that could do with fewer workers waits for as many as seem to be free.
 const AS_MANY: Duration = Duration::from_secs(2);
 
@@ -93,6 +95,8 @@ impl Listener {
 
     fn hear(&self, heard: Heard) {
         match heard {
+            // What workers say changes nothing that anybody waits for here.
+            Heard::Event(event @ (Event::Stdout { .. } | Event::Stderr { .. })) => return self.event(event),
             Heard::Event(event) => self.event(event),
             Heard::Gone(cause) => {
                 let workers: Vec<_> = {
@@ -203,7 +207,7 @@ impl Inner {
         mut look: impl FnMut(&mut State) -> Option<T>,
     ) -> Result<Option<T>> {
         let mut changed = self.heard.changed.subscribe();
-        let deadline = Instant::now() + within;
+        let deadline = Instant::now() + within.min(FOREVER);
         loop {
             changed.borrow_and_update();
             {
