@@ -155,7 +155,7 @@ async fn refusals() {
     }
     let error =
         KubernetesEngine::new(KubernetesConfig::default()).submit(&conformance::job("")).await.unwrap_err();
-    assert!(error.to_string().contains("`image`"), "{error}");
+    assert!(error.to_string().contains("engine.Kubernetes.image"), "{error}");
 }
 
 async fn half_submitted() {

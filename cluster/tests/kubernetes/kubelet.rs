@@ -51,6 +51,8 @@ struct Shared {
     wake: Notify,
 }
 
+type Labels = Option<BTreeMap<String, String>>;
+
 #[derive(Default)]
 struct Container {
     pid: Option<Pid>,
@@ -59,8 +61,8 @@ struct Container {
     /// When it is killed, having been told.
     ends: Option<Instant>,
     overdue: bool,
-    /// The version of its pod at which it could not be made, and when.
-    refused: Option<(String, Instant)>,
+    /// The labels its pod had when it could not be made, and when that was.
+    refused: Option<(Labels, Instant)>,
 }
 
 impl Kubelet {
@@ -237,10 +239,10 @@ impl Shared {
     }
 
     async fn begin(self: &Arc<Self>, pod: &Pod, uid: &str) {
-        let version = pod.metadata.resource_version.clone().unwrap_or_default();
+        let labels = pod.metadata.labels.clone();
         let refused =
             self.containers.lock().unwrap().get(uid).and_then(|container| container.refused.clone());
-        if refused.is_some_and(|(at, when)| at == version && when.elapsed() < AGAIN) {
+        if refused.is_some_and(|(at, when)| at == labels && when.elapsed() < AGAIN) {
             return;
         }
         let image = pod.spec.as_ref().unwrap().containers[0].image.clone().unwrap_or_default();
@@ -252,10 +254,9 @@ impl Shared {
             Ok(variables) => self.run_container(pod, uid, variables).await,
             Err((reason, message)) => {
                 let state = json!({ "waiting": { "reason": reason, "message": message } });
-                let told = self.tell(pod, json!({ "containerStatuses": [status(pod, &state)] })).await;
-                let version = told.and_then(|pod| pod.metadata.resource_version).unwrap_or(version);
+                self.tell(pod, json!({ "containerStatuses": [status(pod, &state)] })).await;
                 let mut all = self.containers.lock().unwrap();
-                all.entry(uid.to_owned()).or_default().refused = Some((version, Instant::now()));
+                all.entry(uid.to_owned()).or_default().refused = Some((labels, Instant::now()));
             }
         }
     }

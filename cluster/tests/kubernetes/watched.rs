@@ -13,7 +13,7 @@ use super::cluster::Cluster;
 use super::drill::{GANG, ROLE, SECRET, config, now};
 use super::kubelet::Kubelet;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(100);
 /// From a failure to the first step of the new gang, with a heartbeat deadline of three seconds.
 const RECOVERED: Duration = Duration::from_secs(10);
 
