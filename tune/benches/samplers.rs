@@ -1,26 +1,42 @@
-//! Our side of `cargo xtask bench tune`: reads a case from stdin, answers with one figure.
+//! Our side of `cargo xtask bench tune`: reads a case from stdin, answers with one line of JSON.
 //!
 //! - `tpe 10000`: milliseconds of an ask and a tell of TPE with ten floats, after so many trials; the median of eleven.
 //! - `gp 200`: the same of the Gaussian process.
-//! - `regret <sampler> <function> <trials> <seed>`: how far above the minimum the best of a search is.
+//! - `regret <sampler> <function> <trials> <seed>`: how far above the minimum the best of a search is after 60 and after
+//!   200 trials, as far as it went.
+//! - `curves <scheduler> <sampler> <task> <seed> [folder]`: the best loss that a study of 1,530 epochs sees, as a share of the
+//!   way from the best there is to the middle one; of a made-up task, or of the task-th table and split of a folder.
 #![allow(missing_docs, clippy::print_stdout)]
 
+mod curves;
 mod functions;
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
+use curves::{EPOCHS, Task};
 use regatta_tune::sampler::{Auto, CmaEs, Gp, Random, Sampler, Search, Tpe};
+use regatta_tune::scheduler::{Asha, Fifo, HyperBand, SchedulerConfig};
+use regatta_tune::sim::Simulation;
 use regatta_tune::space::{float, group};
 use serde_json::{Value, json};
 
 fn main() {
+    let mut tables: BTreeMap<u64, Task> = BTreeMap::new();
     for line in std::io::stdin().lines().map_while(Result::ok) {
         let words: Vec<&str> = line.split_whitespace().collect();
         let figure = match words[..] {
-            ["tpe", trials] => ask_and_tell(Tpe::default(), number(trials), 0),
-            ["gp", trials] => ask_and_tell(Gp::default(), number(trials), 1),
+            ["tpe", trials] => json!(ask_and_tell(Tpe::default(), number(trials), 0)),
+            ["gp", trials] => json!(ask_and_tell(Gp::default(), number(trials), 1)),
             ["regret", sampler, function, trials, seed] => {
-                regret(sampler, function, number(trials), number(seed))
+                json!(regret(sampler, function, number(trials), number(seed)))
+            }
+            ["curves", scheduler, sampler, task, seed] => {
+                json!(race(&Task::made(number(task)), scheduler, sampler, number(seed)))
+            }
+            ["curves", scheduler, sampler, task, seed, folder] => {
+                let task = tables.entry(number(task)).or_insert_with_key(|task| table(folder, *task));
+                json!(race(task, scheduler, sampler, number(seed)))
             }
             // Cargo runs benchmarks with `--bench` and an empty stdin; anything else is a mistake of the caller's.
             _ => panic!("no such case: {line}"),
@@ -65,20 +81,61 @@ fn ask_and_tell(sampler: impl Sampler + 'static, trials: u64, warm: usize) -> f6
     times[times.len() / 2]
 }
 
-fn regret(sampler: &str, function: &str, trials: u64, seed: u64) -> f64 {
-    let sampler: Box<dyn Sampler> = match sampler {
+fn sampler(name: &str) -> Box<dyn Sampler> {
+    match name {
         "random" => Box::new(Random),
         "tpe" => Box::new(Tpe::default()),
         "gp" => Box::new(Gp::default()),
         "cma" => Box::new(CmaEs::default()),
         "auto" => Box::new(Auto::default()),
         other => panic!("no such sampler: {other}"),
-    };
-    let function = functions::named(function);
-    let mut search = Search::new((function.space)(), sampler, seed);
-    for _ in 0..trials {
-        let trial = search.ask().expect("a suggestion");
-        search.tell(trial.number, &[(function.value)(&trial.config)]).expect("it runs");
     }
-    search.best().map_or(f64::INFINITY, |(_, loss)| loss - function.minimum)
+}
+
+const BUDGETS: [u64; 2] = [60, 200];
+
+/// Three tasks a table: its losses in training, validation and test.
+fn table(folder: &str, task: u64) -> Task {
+    let mut files: Vec<_> = (std::fs::read_dir(folder).expect("a folder of tables"))
+        .map(|entry| entry.expect("an entry").path())
+        .collect();
+    files.sort();
+    Task::table(&files[task as usize / 3], ["train", "valid", "test"][task as usize % 3])
+}
+
+fn race(task: &Task, scheduler: &str, sampler: &str, seed: u64) -> f64 {
+    let scheduler: SchedulerConfig = match scheduler {
+        "fifo" => Fifo::default().into(),
+        "stopping" => Asha::new(1..=EPOCHS).stopping().into(),
+        "promotion" => Asha::new(1..=EPOCHS).into(),
+        "hyper_band" => HyperBand::new(1..=EPOCHS).into(),
+        other => panic!("no such scheduler: {other}"),
+    };
+    let study = Simulation::new(task).seed(seed).budget(30 * EPOCHS);
+    let scheduler = scheduler.build(None).expect("a good configuration");
+    let outcome = study.search(scheduler, self::sampler(sampler), &task.space, u32::MAX).expect("it ends");
+    let best = outcome.best().map_or(f64::INFINITY, |best| best.value);
+    (best - task.best) / (task.middle - task.best)
+}
+
+/// The trial with the least measured value is judged by what it is without noise.
+fn regret(sampler: &str, function: &str, trials: u64, seed: u64) -> Vec<f64> {
+    let function = functions::named(function);
+    let mut noise = functions::Noise::new(seed, function.noise);
+    let mut search = Search::new(function.space, self::sampler(sampler), seed);
+    let mut best = (f64::INFINITY, f64::INFINITY);
+    let mut regrets = vec![];
+    for trial in 1..=trials {
+        let asked = search.ask().expect("a suggestion");
+        let truth = (function.value)(&asked.config);
+        let measured = truth + noise.draw();
+        if measured < best.0 {
+            best = (measured, truth - function.minimum);
+        }
+        search.tell(asked.number, &[measured]).expect("it runs");
+        if BUDGETS.contains(&trial) {
+            regrets.push(best.1);
+        }
+    }
+    regrets
 }

@@ -31,6 +31,7 @@ fn gp_conforms() {
 #[test]
 fn cma_es_conforms() {
     conformance::check(CmaEs::default);
+    conformance::check(|| CmaEs::default().adaptive());
     conformance::check(|| CmaEs::default().warm().population(4).restart(Restart::Bipop));
 }
 
@@ -152,6 +153,41 @@ fn constraints_are_kept_to() {
     assert!((1.0..1.7).contains(&loss), "{loss}");
 }
 
+/// The best x is not allowed; the process learns where the bound is and ends close to it.
+#[test]
+fn the_gaussian_process_learns_its_constraints() {
+    let mut search = Search::new(line(), Gp::default().spread(256), 1);
+    for _ in 0..40 {
+        let trial = search.ask().unwrap();
+        let x = trial.config["x"].as_f64().unwrap();
+        search.constrain(trial.number, &[2.0 - x]).unwrap();
+        search.tell(trial.number, &[sphere(&trial.config)]).unwrap();
+    }
+    let (best, loss) = search.best().unwrap();
+    assert!(best["x"].as_f64().unwrap() >= 2.0);
+    assert!((1.0..1.1).contains(&loss), "{loss}");
+}
+
+/// Eight trials at once: those that run are imagined to have ended, so that nobody follows them.
+#[test]
+fn the_gaussian_process_spreads_its_running_trials() {
+    let mut search = Search::new(line(), Gp::default().spread(256), 2);
+    for _ in 0..15 {
+        let trial = search.ask().unwrap();
+        search.tell(trial.number, &[sphere(&trial.config)]).unwrap();
+    }
+    let points: Vec<[f64; 2]> = (0..8)
+        .map(|_| search.ask().unwrap().config)
+        .map(|config| ["x", "y"].map(|name| config[name].as_f64().unwrap()))
+        .collect();
+    for (i, a) in points.iter().enumerate() {
+        for b in &points[..i] {
+            let apart = (a[0] - b[0]).hypot(a[1] - b[1]);
+            assert!(apart > 1e-3, "{points:?}");
+        }
+    }
+}
+
 #[test]
 fn several_objectives_spread_along_the_front() {
     let space = group().with("x", float(0.0..=2.0)).with("y", float(0.0..=2.0)).build().unwrap();
@@ -206,6 +242,35 @@ fn failed_trials_are_avoided_not_forgotten() {
     }
     let late = failed[50..].iter().filter(|f| **f).count();
     assert!(late < 15, "{late} of 50 fail");
+}
+
+/// A table of 40 trials: each is tried once, the good ones early.
+#[test]
+fn tpe_chooses_among_given_points() {
+    let space = line();
+    let points: Vec<_> = (0..40)
+        .map(|i| json!({"x": f64::from(i % 8) - 3.0, "y": f64::from(i / 8) - 4.0}))
+        .map(|config| space.point(&config).unwrap())
+        .collect();
+    let mut firsts = vec![];
+    for seed in 0..9 {
+        let mut search = Search::new(space.clone(), Tpe::default().among(points.clone()), seed);
+        let mut losses = vec![];
+        for _ in 0..40 {
+            let trial = search.ask().unwrap();
+            assert!(points.contains(&trial.point));
+            losses.push(sphere(&trial.config));
+            search.tell(trial.number, &[losses[losses.len() - 1]]).unwrap();
+        }
+        assert!(search.ask().unwrap_err().to_string().contains("all 40 points"));
+        let mut tried: Vec<String> =
+            search.history().told().iter().map(|t| format!("{:?}", t.point)).collect();
+        tried.sort();
+        tried.dedup();
+        assert_eq!(tried.len(), 40);
+        firsts.push(losses.iter().position(|loss| *loss == 0.0).expect("all were tried") as f64);
+    }
+    assert!(median(firsts.clone()) < 17.0, "{firsts:?}");
 }
 
 /// Cost is told by the incremental cache: ten thousand trials, and then a fresh sampler says the same.

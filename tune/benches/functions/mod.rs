@@ -7,32 +7,55 @@ use serde_json::Value;
 
 /// A function to be minimised.
 pub(crate) struct Function {
-    pub(crate) space: fn() -> Space,
+    pub(crate) space: Space,
     pub(crate) value: fn(&Value) -> f64,
     pub(crate) minimum: f64,
+    /// The deviation of the noise on what is measured.
+    pub(crate) noise: f64,
 }
 
 pub(crate) fn named(name: &str) -> Function {
+    let exact =
+        |space: Space, value: fn(&Value) -> f64, minimum: f64| Function { space, value, minimum, noise: 0.0 };
+    let hartmann6: (Space, fn(&Value) -> f64, f64) =
+        (cube(6, 0.0, 1.0), |c| hartmann(&xs(c)), -3.322_368_011_415_51);
     match name {
-        "branin" => Function { space: branin_space, value: branin, minimum: 0.397_887_357_729_739 },
-        "hartmann6" => Function {
-            space: || cube(6, 0.0, 1.0),
-            value: |c| hartmann6(&xs(c)),
-            minimum: -3.322_368_011_415_51,
-        },
-        "rosenbrock5" => {
-            Function { space: || cube(5, -5.0, 10.0), value: |c| rosenbrock(&xs(c)), minimum: 0.0 }
-        }
-        "ackley10" => {
-            Function { space: || cube(10, -32.768, 32.768), value: |c| ackley(&xs(c)), minimum: 0.0 }
-        }
-        "levy10" => Function { space: || cube(10, -10.0, 10.0), value: |c| levy(&xs(c)), minimum: 0.0 },
-        "rastrigin5" => {
-            Function { space: || cube(5, -5.12, 5.12), value: |c| rastrigin(&xs(c)), minimum: 0.0 }
-        }
-        "mixed" => Function { space: mixed_space, value: mixed, minimum: 0.0 },
-        "conditional" => Function { space: conditional_space, value: conditional, minimum: 0.0 },
+        "branin" => exact(branin_space(), branin, 0.397_887_357_729_739),
+        "hartmann6" => exact(hartmann6.0, hartmann6.1, hartmann6.2),
+        "noisy6" => Function { noise: 0.2, ..exact(hartmann6.0, hartmann6.1, hartmann6.2) },
+        "rosenbrock5" => exact(cube(5, -5.0, 10.0), |c| rosenbrock(&xs(c)), 0.0),
+        "ackley10" => exact(cube(10, -32.768, 32.768), |c| ackley(&xs(c)), 0.0),
+        "levy10" => exact(cube(10, -10.0, 10.0), |c| levy(&xs(c)), 0.0),
+        "rastrigin5" => exact(cube(5, -5.12, 5.12), |c| rastrigin(&xs(c)), 0.0),
+        "griewank10" => exact(cube(10, -600.0, 600.0), |c| griewank(&xs(c)), 0.0),
+        "styblinski5" => exact(cube(5, -5.0, 5.0), |c| styblinski(&xs(c)), -195.830_828_518_857),
+        "michalewicz5" => exact(cube(5, 0.0, PI), |c| michalewicz(&xs(c)), -4.687_658_179_088_148),
+        "sphere20" => exact(cube(20, -5.0, 5.0), |c| sphere(&xs(c)), 0.0),
+        "mixed" => exact(mixed_space(), mixed, 0.0),
+        "conditional" => exact(conditional_space(), conditional, 0.0),
+        "choices" => exact(choices_space(), choices, 0.0),
         other => panic!("no such function: {other}"),
+    }
+}
+
+/// Normal noise, the same for the same seed.
+pub(crate) struct Noise {
+    state: u64,
+    deviation: f64,
+}
+
+impl Noise {
+    pub(crate) fn new(seed: u64, deviation: f64) -> Self {
+        Self { state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5851_f42d_4c95_7f2d, deviation }
+    }
+
+    /// The next one: twelve uniform numbers are normal enough.
+    pub(crate) fn draw(&mut self) -> f64 {
+        let mut unit = || {
+            self.state = self.state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (self.state >> 11) as f64 / (1u64 << 53) as f64
+        };
+        self.deviation * ((0..12).map(|_| unit()).sum::<f64>() - 6.0)
     }
 }
 
@@ -59,7 +82,7 @@ fn branin(config: &Value) -> f64 {
     a * a + 10.0 * (1.0 - 1.0 / (8.0 * PI)) * x.cos() + 10.0
 }
 
-fn hartmann6(x: &[f64]) -> f64 {
+fn hartmann(x: &[f64]) -> f64 {
     const A: [[f64; 6]; 4] = [
         [10.0, 3.0, 17.0, 3.5, 1.7, 8.0],
         [0.05, 10.0, 17.0, 0.1, 8.0, 14.0],
@@ -101,6 +124,24 @@ fn rastrigin(x: &[f64]) -> f64 {
     x.iter().map(|x| x * x - 10.0 * (2.0 * PI * x).cos() + 10.0).sum()
 }
 
+fn griewank(x: &[f64]) -> f64 {
+    let waves: f64 = x.iter().enumerate().map(|(i, x)| (x / (i as f64 + 1.0).sqrt()).cos()).product();
+    x.iter().map(|x| x * x).sum::<f64>() / 4000.0 - waves + 1.0
+}
+
+fn styblinski(x: &[f64]) -> f64 {
+    x.iter().map(|x| x.powi(4) - 16.0 * x * x + 5.0 * x).sum::<f64>() / 2.0
+}
+
+fn michalewicz(x: &[f64]) -> f64 {
+    let term = |(i, x): (usize, &f64)| x.sin() * ((i as f64 + 1.0) * x * x / PI).sin().powi(20);
+    -x.iter().enumerate().map(term).sum::<f64>()
+}
+
+fn sphere(x: &[f64]) -> f64 {
+    x.iter().map(|x| (x - 1.0).powi(2)).sum()
+}
+
 /// Two reals, one of them logarithmic, an integer and a category that shifts and tilts.
 fn mixed_space() -> Space {
     group()
@@ -139,4 +180,36 @@ fn conditional(config: &Value) -> f64 {
         }
         None => width + 0.3 + 0.3 * (at(&optimizer["adam"], "lr").log10() + 3.0).powi(2),
     }
+}
+
+/// Categories, integers and steps, some of which depend on each other.
+fn choices_space() -> Space {
+    group()
+        .with("kind", choice(["a", "b", "c", "d"]))
+        .with("act", choice(["relu", "tanh", "gelu"]))
+        .with("norm", choice([false, true]))
+        .with("depth", int(1..=20))
+        .with("width", int(4..=512).log())
+        .with("heads", int(2..=16).step(2))
+        .with("dropout", float(0.0..=0.9).step(0.1))
+        .build()
+        .expect("a space")
+}
+
+fn choices(config: &Value) -> f64 {
+    let (best, kind) = match config["kind"].as_str() {
+        Some("a") => (3.0, 0.6),
+        Some("b") => (6.0, 0.3),
+        Some("c") => (11.0, 0.0),
+        _ => (16.0, 0.4),
+    };
+    let act = match config["act"].as_str() {
+        Some("relu") => 0.3,
+        Some("tanh") => 0.5,
+        _ => 0.0,
+    };
+    let depth = at(config, "depth");
+    let norm = if config["norm"] == true { 0.0 } else { 0.2 + 0.05 * depth };
+    let sizes = 0.2 * (at(config, "width").log2() - 7.0).powi(2) + 0.01 * (at(config, "heads") - 8.0).powi(2);
+    0.02 * (depth - best).powi(2) + sizes + kind + act + norm + (at(config, "dropout") - 0.3).powi(2)
 }

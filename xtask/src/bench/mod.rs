@@ -11,6 +11,7 @@ mod train;
 mod tune;
 
 use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
@@ -35,6 +36,12 @@ pub(crate) struct Args {
     /// With `--quality`: over how many seeds
     #[arg(long, default_value_t = 20)]
     seeds: u64,
+    /// With `--quality`: over how many of them Optuna's Gaussian process is run, at half a minute each
+    #[arg(long, default_value_t = 5)]
+    gp_seeds: u64,
+    /// With `--quality`: a folder of tables of learning curves, in place of made-up ones
+    #[arg(long)]
+    tables: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -66,7 +73,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Name::Resume => resume::run(args),
         Name::Step => step::run(args),
         Name::Train => train::run(args).and_then(|()| cost::run(args)),
-        Name::Tune if args.quality => tune::quality(args, args.seeds.max(1)),
+        Name::Tune if args.quality => tune::quality(args),
         Name::Tune => tune::run(args),
     }
 }

@@ -1,5 +1,6 @@
 //! CMA-ES: a normal distribution that learns its shape, for cheap trials of numbers.
 
+mod rates;
 mod state;
 
 use serde::{Deserialize, Serialize};
@@ -30,6 +31,7 @@ pub struct CmaEs {
     restart: Restart,
     population: Option<usize>,
     warm: bool,
+    adaptive: bool,
     #[serde(skip)]
     rest: Tpe,
     #[serde(skip)]
@@ -48,6 +50,13 @@ impl CmaEs {
     #[must_use]
     pub fn population(mut self, trials: usize) -> Self {
         self.population = Some(trials.max(4));
+        self
+    }
+
+    /// Adapts the learning rates: for functions that are rugged or noisy, in place of a larger population.
+    #[must_use]
+    pub fn adaptive(mut self) -> Self {
+        self.adaptive = true;
         self
     }
 
@@ -135,7 +144,7 @@ impl CmaEs {
     fn first(&self, ask: &Ask<'_>, columns: &[usize], prefix: usize) -> State {
         let parameters = ask.space.parameters();
         let axes: Vec<Axis> = columns.iter().map(|c| Axis::new(&parameters[*c].domain)).collect();
-        let mut run = Run::new(axes.len(), self.population);
+        let mut run = Run::new(axes.len(), self.population, self.adaptive);
         if self.warm {
             let mut known: Vec<&Told> = ask.history.told()[..prefix.min(ask.history.told().len())]
                 .iter()

@@ -3,6 +3,7 @@
 use faer::{Mat, Side};
 
 use super::Restart;
+use super::rates::{Normal, Rates};
 use crate::normal;
 use crate::space::Domain;
 use crate::stream::Stream;
@@ -13,6 +14,8 @@ const REDRAWS: usize = 100;
 const TOLERANCE: f64 = 1e-12;
 /// And when the distribution is so much longer than wide.
 const CONDITION: f64 = 1e14;
+/// No step gets wider than this.
+const WIDEST: f64 = 1e6;
 /// The first step.
 const SIGMA: f64 = 1.0 / 6.0;
 
@@ -57,10 +60,11 @@ pub(super) struct Run {
     /// The best losses of late.
     bests: Vec<f64>,
     first_sigma: f64,
+    rates: Option<Rates>,
 }
 
 impl Run {
-    pub(super) fn new(n: usize, population: Option<usize>) -> Self {
+    pub(super) fn new(n: usize, population: Option<usize>, adaptive: bool) -> Self {
         Self {
             population: population.unwrap_or(4 + (3.0 * (n as f64).ln()).floor() as usize),
             mean: vec![0.5; n],
@@ -74,6 +78,7 @@ impl Run {
             lengths: vec![1.0; n],
             bests: vec![],
             first_sigma: SIGMA,
+            rates: adaptive.then(|| Rates::new(n)),
         }
     }
 
@@ -116,6 +121,37 @@ impl Run {
             .map(|i| (0..n).map(|k| self.basis[(k, i)] * y[k]).sum::<f64>() / self.lengths[i])
             .collect();
         (0..n).map(|k| (0..n).map(|i| self.basis[(k, i)] * turned[i]).sum()).collect()
+    }
+
+    fn distribution(&self) -> Normal {
+        let n = self.mean.len();
+        let mean = self.mean.iter().zip(&self.margin).map(|(at, margin)| at / margin).collect();
+        let square = self.sigma * self.sigma;
+        Normal {
+            mean,
+            sigma: self.sigma,
+            covariance: Mat::from_fn(n, n, |i, j| square * self.covariance[(i, j)]),
+        }
+    }
+
+    /// Takes back a part of the step that was just made, before the new covariance is decomposed.
+    fn adapt(&mut self, before: &Normal) {
+        let after = self.distribution();
+        let Some(rates) = &mut self.rates else { return };
+        let n = self.mean.len();
+        let whiten = Mat::from_fn(n, n, |i, j| {
+            (0..n).map(|k| self.basis[(i, k)] * self.basis[(j, k)] / self.lengths[k]).sum::<f64>()
+                / before.sigma
+        });
+        let adapted = rates.adapt(before, &after, &whiten);
+        let Ok(eigenvalues) = adapted.covariance.self_adjoint_eigenvalues(Side::Lower) else { return };
+        let volume: f64 = eigenvalues.iter().map(|v| v.max(1e-300).ln()).sum();
+        let sigma = (volume / (2.0 * n as f64)).exp().min(WIDEST);
+        self.covariance = Mat::from_fn(n, n, |i, j| adapted.covariance[(i, j)] / (sigma * sigma));
+        self.sigma = (sigma * adapted.growth).min(WIDEST);
+        for ((at, new), margin) in self.mean.iter_mut().zip(adapted.mean).zip(&self.margin) {
+            *at = (new * margin).clamp(0.0, 1.0);
+        }
     }
 
     fn draw(&self, stream: &mut Stream) -> Vec<f64> {
@@ -222,7 +258,7 @@ impl State {
             self.largest *= 2;
             (self.largest, SIGMA)
         };
-        self.run = Run::new(n, Some(population.max(4)));
+        self.run = Run::new(n, Some(population.max(4)), self.run.rates.is_some());
         (self.run.sigma, self.run.first_sigma) = (sigma, sigma);
         self.run.mean = (0..n).map(|_| stream.unit()).collect();
         self.correct();
@@ -285,6 +321,7 @@ fn update(run: &mut Run, ended: &[(Vec<f64>, [f64; 2])]) {
     let c_path = (4.0 + mass / n) / (n + 4.0 + 2.0 * mass / n);
     let expected = n.sqrt() * (1.0 - 1.0 / (4.0 * n) + 1.0 / (21.0 * n * n));
 
+    let before = run.distribution();
     let steps: Vec<Vec<f64>> = (ended.iter())
         .map(|(at, _)| (0..size).map(|k| (at[k] - run.mean[k]) / (run.sigma * run.margin[k])).collect())
         .collect();
@@ -298,7 +335,7 @@ fn update(run: &mut Run, ended: &[(Vec<f64>, [f64; 2])]) {
         *path = (1.0 - c_sigma) * *path + (c_sigma * (2.0 - c_sigma) * mass).sqrt() * white;
     }
     let length = run.path_sigma.iter().map(|p| p * p).sum::<f64>().sqrt();
-    run.sigma = (run.sigma * (c_sigma / damping * (length / expected - 1.0)).exp()).min(1e6);
+    run.sigma = (run.sigma * (c_sigma / damping * (length / expected - 1.0)).exp()).min(WIDEST);
     let grown = (1.0 - (1.0 - c_sigma).powf(2.0 * (run.generation + 1) as f64)).sqrt();
     let calm = length / grown < (1.4 + 2.0 / (n + 1.0)) * expected;
     let calm = f64::from(u8::from(calm));
@@ -314,6 +351,68 @@ fn update(run: &mut Run, ended: &[(Vec<f64>, [f64; 2])]) {
         let rank_mu: f64 = steps.iter().zip(&scaled).map(|(y, w)| w * y[i] * y[j]).sum();
         kept * run.covariance[(i, j)] + c_one * run.path_c[i] * run.path_c[j] + c_mu * rank_mu
     });
+    run.adapt(&before);
     run.generation += 1;
     run.decompose();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fifteen generations of seven points, drawn without the distribution's own randomness, and what is learnt.
+    fn learnt(adaptive: bool) -> Run {
+        let mut state = State::new(vec![Axis::Real, Axis::Real, Axis::Real], Run::new(3, None, adaptive));
+        let mut bits = 1u64;
+        for _ in 0..15 {
+            let mut generation = vec![];
+            for _ in 0..state.population() {
+                let mut draw = |k: usize| {
+                    bits = bits.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                    let unit = (bits >> 11) as f64 / (1u64 << 53) as f64;
+                    state.run.mean[k] + state.run.sigma * (4.0 * unit - 2.0)
+                };
+                let at: Vec<f64> = (0..3).map(&mut draw).collect();
+                let part = |(k, x): (usize, &f64)| (k as f64 + 1.0) * (x - 0.3 * (k as f64 + 1.0)).powi(2);
+                let loss = at.iter().enumerate().map(part).sum();
+                generation.push((at, [0.0, loss]));
+            }
+            state.learn(generation, Restart::Never, 0);
+        }
+        state.run
+    }
+
+    fn agree(run: &Run, mean: [f64; 3], sigma: f64, covariance: [[f64; 3]; 3]) {
+        let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-9 * (1.0 + b.abs()), "{a} {b}");
+        near(run.sigma, sigma);
+        for i in 0..3 {
+            near(run.mean[i], mean[i]);
+            (0..3).for_each(|j| near(run.covariance[(i, j)], covariance[i][j]));
+        }
+    }
+
+    /// Figures of the Python package cmaes 0.13.1: `CMA(mean=[.5] * 3, sigma=1/6, lr_adapt=..)` was told the same points.
+    #[test]
+    fn learns_what_cmaes_learns() {
+        agree(
+            &learnt(false),
+            [0.1715172755180686, 0.5288599415667438, 0.9698790806234947],
+            0.11082485512080086,
+            [
+                [1.09513947148628, 0.0045578281059232735, -0.005284164255451756],
+                [0.004557828105923277, 0.7544771915800748, 0.0635690042569085],
+                [-0.005284164255451753, 0.0635690042569085, 0.3713863316933004],
+            ],
+        );
+        agree(
+            &learnt(true),
+            [0.09977597900077095, 0.5627317618570029, 0.9419781734112233],
+            0.16216282775080343,
+            [
+                [1.7220616126115886, 0.13202479029873934, -0.16053901451795144],
+                [0.13202479029873934, 1.2503343806084406, 0.08902258412683885],
+                [-0.1605390145179514, 0.08902258412683882, 0.4914710370262649],
+            ],
+        );
+    }
 }

@@ -5,6 +5,7 @@ mod lbfgs;
 mod model;
 mod search;
 mod table;
+mod warp;
 
 use std::collections::BTreeMap;
 
@@ -121,12 +122,14 @@ impl Gp {
     /// ladder does not depend on when somebody asked, so that a resumed study fits alike.
     fn fit(&mut self, ask: &Ask<'_>, data: &Data<'_>, which: usize, raw: &[f64]) -> Hyper {
         let total = data.rows.len();
+        let values =
+            |raw: &[f64]| if which == 0 { standardised(&warp::bent(raw)).0 } else { standardised(raw).0 };
         let mut hyper = Hyper::start(data.table.category.len());
         let mut rung = self.startup;
         while rung < total {
             let start = &hyper;
             let category = &data.table.category;
-            let fit = || Model::fit(&data.rows[..rung], &standardised(&raw[..rung]).0, category, start);
+            let fit = || Model::fit(&data.rows[..rung], &values(&raw[..rung]), category, start);
             hyper = self.fits.entry((which, rung, data.print(rung, ask))).or_insert_with(fit).clone();
             rung += (rung / 8).max(2);
         }
@@ -173,7 +176,7 @@ impl<'a> Data<'a> {
             let value = |t: &&Told| {
                 if t.end == End::Failed { f64::NAN } else { t.losses.get(k).copied().unwrap_or(f64::NAN) }
             };
-            standardised(&told.iter().map(value).collect::<Vec<_>>()).0
+            standardised(&warp::bent(&told.iter().map(value).collect::<Vec<_>>())).0
         };
         if self.objectives <= 1 {
             return objective(0);

@@ -297,6 +297,40 @@ mod tests {
 
     const CATEGORY: [bool; 3] = [false, false, true];
 
+    /// Figures of scikit-learn: `GaussianProcessRegressor(ConstantKernel(1.3) * Matern(1 / sqrt([4, 0.7]), nu=2.5),
+    /// alpha=1e-3, optimizer=None)` after the same eight points.
+    #[test]
+    fn predicts_what_scikit_learn_predicts() {
+        let points: Vec<Vec<f64>> =
+            (0..8).map(|i| (0..2).map(|k| f64::from((i * 37 + k * 61) % 23) / 22.0).collect()).collect();
+        let values: Vec<f64> = (0..8).map(|i| f64::from((i * 7) % 5) / 2.0 - 1.0).collect();
+        let hyper = Hyper { weights: vec![4.0, 0.7], scale: 1.3, noise: 1e-3 };
+        let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-9 * (1.0 + b.abs()), "{a} {b}");
+
+        let model = Model::new(&points, &Mat::from_fn(8, 1, |i, _| values[i]), &[false; 2], hyper);
+        let at = [vec![0.3, 0.6], vec![0.05, 0.95], vec![0.5, 0.5]];
+        let (means, variances) = model.predict(&at);
+        let (joint, covariance) = model.joint(&at);
+        let expected = [0.8690425143624338, -0.6178622133061538, 0.47671394663694855];
+        for (i, mean) in expected.into_iter().enumerate() {
+            near(means[(0, i)], mean);
+            near(joint[i], mean);
+        }
+        for (i, variance) in
+            [0.05886766009676747, 0.046415553428443834, 0.061543098296228615].into_iter().enumerate()
+        {
+            near(variances[i], variance);
+        }
+        near(covariance[(0, 1)], -0.03237964837947094);
+
+        // The fit's loss is the likelihood without its constant, and the priors of weights, scale and noise.
+        let raw = [4f64.ln(), 0.7f64.ln(), 1.3f64.ln(), (1e-3 - NOISE).ln()];
+        let loss = Fit::new(&points, &values, &[false; 2]).loss(&raw, &mut [0.0; 4]);
+        let weights = [4.0, 0.7].map(|w| 0.1 / w + 0.1 * w).iter().sum::<f64>();
+        let prior = weights - (1.3f64.ln() - 1.3) - (0.1 * 1e-3f64.ln() - 30.0 * 1e-3);
+        near(loss - prior + 4.0 * (2.0 * std::f64::consts::PI).ln(), 32.87471095727933);
+    }
+
     #[test]
     fn the_likelihood_and_its_gradient_agree() {
         let (points, values) = data(12);

@@ -312,3 +312,54 @@ fn sortable(at: f64) -> u64 {
 fn unsortable(bits: u64) -> f64 {
     f64::from_bits(bits)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::parzen::Parzen;
+    use super::*;
+    use crate::space::Domain;
+    use crate::stream::Stream;
+
+    /// After hundreds of trials that come, go and run, the density is what the plain estimator says of those present.
+    #[test]
+    fn it_is_the_plain_estimator() {
+        let real = Domain::Float { low: 0.0, high: 1.0, log: false, step: None };
+        let cells = Domain::Int { low: 1, high: 9, log: false, step: 1 };
+        let axes =
+            vec![Axis::new(&real), Axis::new(&real), Axis::new(&real), Axis::new(&cells), Axis::Category(3)];
+        let mut stream = Stream::new(3, 0, "crowd");
+        let mut crowd = Crowd::new(axes.clone());
+        let mut rows: Vec<Vec<f64>> = vec![];
+        for step in 0..400 {
+            let centre = 0.3 + 0.4 * f64::from(u8::from(step > 200));
+            let near = |stream: &mut Stream| (centre + 0.1 * stream.normal()).clamp(0.0, 1.0);
+            let cell = cells.unit(1.0 + stream.below(9) as f64);
+            let row = vec![near(&mut stream), stream.unit(), near(&mut stream), cell, stream.below(3) as f64];
+            let at = crowd.push(&row);
+            rows.push(row);
+            crowd.set(at, true);
+            if step % 3 == 0 {
+                let other = stream.below(rows.len());
+                let present = crowd.present[other];
+                crowd.set(other, !present);
+            }
+            if step % 37 != 5 && step != 399 {
+                continue;
+            }
+            let members: Vec<Vec<f64>> =
+                (0..rows.len()).filter(|r| crowd.present[*r]).map(|r| rows[r].clone()).collect();
+            let plain = Parzen::new(&axes, &members, false);
+            let points: Vec<Vec<f64>> = (0..12)
+                .map(|_| {
+                    let cell = cells.unit(1.0 + stream.below(9) as f64);
+                    let mut unit = || stream.unit();
+                    vec![unit(), unit(), unit(), cell, stream.below(3) as f64]
+                })
+                .collect();
+            for (point, density) in points.iter().zip(crowd.log_density(&points)) {
+                let expected = plain.log_density(point);
+                assert!((density - expected).abs() < 1e-9, "step {step}: {density} {expected}");
+            }
+        }
+    }
+}

@@ -9,6 +9,10 @@ use crate::normal::exp;
 /// How many rows are worked on at a time: their columns stay in the first cache.
 pub(super) const BLOCK: usize = 128;
 const LANES: usize = 8;
+/// After so many columns it is looked whether any of the rows still counts.
+const LOOK: usize = 2;
+/// What is smaller than the sum by this power of e changes none of its bits.
+const FAR: f64 = 60.0;
 
 /// One numeric dimension of the kernels of a block: their centres, and `1 / (sigma sqrt 2)`.
 pub(super) struct Numbers<'a> {
@@ -61,18 +65,42 @@ fn add_avx2(sum: &mut LogSum, exponents: &mut [f64], weights: &[f64], numbers: &
 #[inline(always)]
 fn add_lanes(sum: &mut LogSum, exponents: &mut [f64], weights: &[f64], numbers: &[Numbers<'_>], at: &[f64]) {
     let len = exponents.len();
+    let whole = len - len % LANES;
+    // Kernels are narrow where trials are many, and most of them are far from any point: they are given up halfway.
+    let lost = sum.top - FAR;
+    for start in (0..whole).step_by(LANES) {
+        let rows = start..start + LANES;
+        let mut chunk = [0.0; LANES];
+        chunk.copy_from_slice(&exponents[rows.clone()]);
+        for (columns, at) in numbers.chunks(LOOK).zip(at.chunks(LOOK)) {
+            for (column, x) in columns.iter().zip(at) {
+                let (centre, scale) = (&column.centre[rows.clone()], &column.scale[rows.clone()]);
+                for lane in 0..LANES {
+                    let t = (x - centre[lane]) * scale[lane];
+                    chunk[lane] -= t * t;
+                }
+            }
+            if chunk.iter().all(|e| *e < lost) {
+                chunk = [f64::NEG_INFINITY; LANES];
+                break;
+            }
+        }
+        exponents[rows].copy_from_slice(&chunk);
+    }
     for (column, x) in numbers.iter().zip(at) {
-        let (centre, scale) = (&column.centre[..len], &column.scale[..len]);
-        for i in 0..len {
-            let t = (x - centre[i]) * scale[i];
+        for i in whole..len {
+            let t = (x - column.centre[i]) * column.scale[i];
             exponents[i] -= t * t;
         }
     }
     let top = exponents.iter().fold(sum.top, |top, e| if *e > top { *e } else { top });
     let mut lanes = [0.0; LANES];
     let weights = &weights[..len];
-    let whole = len - len % LANES;
     for start in (0..whole).step_by(LANES) {
+        if exponents[start] == f64::NEG_INFINITY && exponents[start..start + LANES].iter().all(|e| *e < lost)
+        {
+            continue;
+        }
         for lane in 0..LANES {
             lanes[lane] += weights[start + lane] * exp(exponents[start + lane] - top);
         }

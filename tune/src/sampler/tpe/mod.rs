@@ -8,13 +8,14 @@ mod lanes;
 mod order;
 mod parzen;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::history::Seen;
 use super::{Ask, History, Sampler, Suggestion, Told, complete, random};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::space::{Condition, Point, Space};
 use crate::stream::mix;
 use crowd::Crowd;
@@ -29,12 +30,14 @@ pub struct Tpe {
     candidates: usize,
     joint: Option<bool>,
     #[serde(skip)]
+    pool: Option<Arc<[Point]>>,
+    #[serde(skip)]
     cache: Option<Cache>,
 }
 
 impl Default for Tpe {
     fn default() -> Self {
-        Self { startup: 10, candidates: 24, joint: None, cache: None }
+        Self { startup: 10, candidates: 24, joint: None, pool: None, cache: None }
     }
 }
 
@@ -60,6 +63,15 @@ impl Tpe {
         self.joint = Some(joint);
         self
     }
+
+    /// Chooses among these points only, and none of them twice: for tables of trials, and for candidates that somebody
+    /// else has made. Each suggestion looks at a random part of them, as many as there are
+    /// [`candidates`](Self::candidates). A study of more trials than there are points is an error.
+    #[must_use]
+    pub fn among(mut self, points: impl IntoIterator<Item = Point>) -> Self {
+        self.pool = Some(points.into_iter().collect());
+        self
+    }
 }
 
 impl Sampler for Tpe {
@@ -73,6 +85,12 @@ impl Sampler for Tpe {
             .is_some_and(|t| t.losses.len() > 1);
         let joint = self.joint.unwrap_or(!several);
         let cache = Cache::up_to_date(&mut self.cache, ask, joint);
+        if let Some(pool) = &self.pool {
+            let drawn = draw(ask, pool, self.candidates)?;
+            let model = cache.order.finished() >= self.startup;
+            let best = if model { cache.choose(&drawn, several) } else { 0 };
+            return Ok(Suggestion::new(drawn[best].clone()));
+        }
         if cache.order.finished() < self.startup {
             return Ok(Suggestion::new(random::point(ask)));
         }
@@ -110,6 +128,18 @@ impl Group {
 
     fn row(&self, trial: usize) -> Option<usize> {
         self.trials.binary_search(&trial).ok()
+    }
+
+    /// The density of the good trials.
+    fn good<'a>(&self, axes: &'a [Axis], best: &BTreeSet<usize>, several: bool) -> Parzen<'a> {
+        let rows = best.iter().filter_map(|trial| self.row(*trial)).map(|row| self.crowd.row(row));
+        Parzen::new(axes, &rows.collect::<Vec<_>>(), several)
+    }
+
+    /// By how much the good trials are denser than the others at some points: a logarithm.
+    fn gains(&mut self, good: &Parzen<'_>, points: &[Vec<f64>]) -> Vec<f64> {
+        let bad = self.crowd.log_density(points);
+        points.iter().zip(bad).map(|(point, bad)| good.log_density(point) - bad).collect()
     }
 }
 
@@ -234,23 +264,65 @@ impl Cache {
     ) {
         let Some(group) = self.groups.iter_mut().find(|g| g.members.contains(&parameter)) else { return };
         let mut stream = ask.stream(&format!("tpe {}", ask.space.parameters()[group.members[0]].path));
-        let rows: Vec<Vec<f64>> =
-            self.best.iter().filter_map(|trial| group.row(*trial)).map(|row| group.crowd.row(row)).collect();
         let axes = group.crowd.axes().to_vec();
-        let good = Parzen::new(&axes, &rows, several);
+        let good = group.good(&axes, &self.best, several);
         let points: Vec<Vec<f64>> = (0..candidates).map(|_| good.sample(&mut stream)).collect();
-        let bad = group.crowd.log_density(&points);
-        let mut best = (f64::NEG_INFINITY, 0);
-        for (place, (point, bad)) in points.iter().zip(bad).enumerate() {
-            let gain = good.log_density(point) - bad;
-            if gain > best.0 {
-                best = (gain, place);
-            }
-        }
-        for ((member, axis), at) in group.members.iter().zip(&axes).zip(&points[best.1]) {
+        let best = &points[highest(&group.gains(&good, &points))];
+        for ((member, axis), at) in group.members.iter().zip(&axes).zip(best) {
             into.set(*member, Some(axis.raw(*at)));
         }
     }
+
+    /// Which of some points promises most.
+    fn choose(&mut self, points: &[Point], several: bool) -> usize {
+        let mut gains = vec![0.0; points.len()];
+        for group in &mut self.groups {
+            let axes = group.crowd.axes().to_vec();
+            let good = group.good(&axes, &self.best, several);
+            let (places, coordinates): (Vec<usize>, Vec<Vec<f64>>) = (points.iter().enumerate())
+                .filter_map(|(place, point)| Some((place, group.coordinates(point)?)))
+                .unzip();
+            for (place, gain) in places.into_iter().zip(group.gains(&good, &coordinates)) {
+                gains[place] += gain;
+            }
+        }
+        highest(&gains)
+    }
+}
+
+/// The first of the largest.
+fn highest(gains: &[f64]) -> usize {
+    let mut best = (f64::NEG_INFINITY, 0);
+    for (place, gain) in gains.iter().enumerate() {
+        if *gain > best.0 {
+            best = (*gain, place);
+        }
+    }
+    best.1
+}
+
+/// So many points of a pool, none of which was tried.
+fn draw(ask: &Ask<'_>, pool: &[Point], count: usize) -> Result<Vec<Point>> {
+    let tried: HashSet<Vec<u64>> = (ask.history.told().iter().map(|t| &t.point))
+        .chain(ask.history.running().values().map(|r| &r.point))
+        .map(bits)
+        .collect();
+    let mut free: Vec<&Point> = pool.iter().filter(|point| !tried.contains(&bits(point))).collect();
+    if free.is_empty() {
+        let problem = format!("all {} points were tried: end the study here", pool.len());
+        return Err(Error::Sampler { sampler: "tpe", problem });
+    }
+    let mut stream = ask.stream("tpe among");
+    let count = count.min(free.len());
+    for place in 0..count {
+        let other = place + stream.below(free.len() - place);
+        free.swap(place, other);
+    }
+    Ok(free[..count].iter().map(|point| (*point).clone()).collect())
+}
+
+fn bits(point: &Point) -> Vec<u64> {
+    point.iter().flat_map(|(index, raw)| [index as u64, raw.to_bits()]).collect()
 }
 
 /// An open space grows, and its cache with it; any other change means starting over.
@@ -280,4 +352,56 @@ fn shape(space: &Space, joint: bool, signatures: &[u64]) -> Vec<Vec<usize>> {
         groups.entry((parameter.parent, signature, alone)).or_default().push(index);
     }
     groups.into_values().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::space::{choice, float, group, int};
+
+    /// Figures of Optuna 5.0.0: `_ParzenEstimator(..).log_pdf` of the good trials less that of the others, with the
+    /// parameters that its sampler has by default. The constant that they have in addition is taken out.
+    #[test]
+    fn gains_are_those_of_optuna() {
+        let space = (group().with("a", float(-5.0..=5.0)).with("b", float(1e-4..=1.0).log()))
+            .with("c", int(1..=9))
+            .with("d", choice(["x", "y", "z"]))
+            .build()
+            .expect("a space");
+        let mut bits = 1u64;
+        let mut unit = || {
+            bits = bits.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (bits >> 11) as f64 / (1u64 << 53) as f64
+        };
+        let point = |raws: [f64; 4]| {
+            let mut point = Point::empty(4);
+            raws.iter().enumerate().for_each(|(index, raw)| point.set(index, Some(*raw)));
+            point
+        };
+        let mut history = History::new();
+        for number in 0..60 {
+            let a = -5.0 + 10.0 * unit();
+            let b = (1e-4f64.ln() + unit() * 1e4f64.ln()).exp();
+            let (c, d) = (1.0 + (unit() * 9.0).floor(), (unit() * 3.0).floor());
+            let loss = (a - 1.0).powi(2) + (b.log10() + 2.0).abs() + 0.1 * c + d;
+            history.tell(Told::complete(number, point([a, b, c, d]), vec![loss]));
+        }
+        let ask = Ask { space: &space, history: &history, number: 60, seed: 0 };
+        let mut slot = None;
+        let cache = Cache::up_to_date(&mut slot, &ask, true);
+        assert_eq!(cache.best, BTreeSet::from([11, 16, 35, 36, 37, 48]));
+        let points =
+            [[1.0, 0.01, 3.0, 0.0], [-4.0, 0.5, 9.0, 2.0], [2.5, 0.002, 1.0, 1.0], [0.3, 0.03, 5.0, 0.0]];
+        let group = &mut cache.groups[0];
+        let axes = group.crowd.axes().to_vec();
+        let coordinates: Vec<Vec<f64>> =
+            points.iter().map(|p| group.coordinates(&point(*p)).expect("all four")).collect();
+        let good = group.good(&axes, &cache.best, false);
+        let gains = group.gains(&good, &coordinates);
+        let expected = [4.342474804722507, 1.763359197383064, 4.570136946796749, 1.0123541246459267];
+        for (gain, expected_gain) in gains.iter().zip(expected) {
+            let (a, b) = (gain - gains[0], expected_gain - expected[0]);
+            assert!((a - b).abs() < 1e-9, "{gains:?}");
+        }
+    }
 }
