@@ -88,9 +88,9 @@ fn add_lanes(sum: &mut LogSum, exponents: &mut [f64], weights: &[f64], numbers: 
         exponents[rows].copy_from_slice(&chunk);
     }
     for (column, x) in numbers.iter().zip(at) {
-        for i in whole..len {
+        for (i, exponent) in exponents.iter_mut().enumerate().skip(whole) {
             let t = (x - column.centre[i]) * column.scale[i];
-            exponents[i] -= t * t;
+            *exponent -= t * t;
         }
     }
     let top = exponents.iter().fold(sum.top, |top, e| if *e > top { *e } else { top });
