@@ -55,7 +55,7 @@ pub(crate) fn find(
         Ok(Some(Found { checkpoint, damaged: Vec::new(), ours }))
     };
     match wanted {
-        Restore::Nothing => Ok(None),
+        Restore::Nothing | Restore::Beginning => Ok(None),
         Restore::Named(name) => open(checkpoints.clone(), name, true),
         Restore::From { storage, checkpoint, .. } => open(store::open_existing(storage)?, checkpoint, false),
         Restore::Newest => match recover::newest_among(checkpoints.clone(), coordinator, Verify::Full, LIMIT)

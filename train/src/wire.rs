@@ -51,6 +51,8 @@ pub enum Restore {
     /// The beginning.
     #[default]
     Nothing,
+    /// The beginning, also where there are checkpoints already: those were ahead of what whoever decides has heard of.
+    Beginning,
     /// The newest checkpoint of the run's storage that verifies; the beginning if there is none.
     Newest,
     /// This checkpoint, of the run's storage.

@@ -569,6 +569,7 @@ impl Tuner {
                     like: trainer.lockstep(decides),
                     study: place.path.clone(),
                     storage: place.storage.clone(),
+                    decides,
                     site,
                     to,
                     runtime,

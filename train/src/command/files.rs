@@ -74,7 +74,7 @@ fn find(start: &Start) -> Result<Option<(Checkpoint, Vec<String>)>> {
         Ok(Some((Checkpoint::open(store::open_existing(storage)?, &parsed, Verify::Full)?, Vec::new())))
     };
     match &start.restore {
-        Restore::Nothing => Ok(None),
+        Restore::Nothing | Restore::Beginning => Ok(None),
         Restore::Named(name) => named(&start.storage, name),
         Restore::From { storage, checkpoint, .. } => named(storage, checkpoint),
         Restore::Newest => match recover::newest(store::open(&start.storage)?, Verify::Full) {

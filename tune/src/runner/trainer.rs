@@ -38,6 +38,8 @@ pub(crate) struct TrainerExecutor {
     pub(crate) study: PathBuf,
     /// Where checkpoints lie: the study's folder, or its URL.
     pub(crate) storage: String,
+    /// Whether anything is decided at reports.
+    pub(crate) decides: bool,
     pub(crate) site: Option<Site>,
     pub(crate) to: Sender<Heard>,
     pub(crate) runtime: Runtime,
@@ -120,6 +122,13 @@ impl TrainerExecutor {
         let mut trainer = self.like.another()?.config(config).at(self.run_folder(trial));
         if let Some(workers) = workers {
             trainer = trainer.workers(workers as usize);
+        }
+        // Where every report is decided upon, a trial goes on from what the log knows of. What it saved beyond that, under a
+        // driver that died before it heard, would leave out the reports in between.
+        match restore.as_ref().filter(|checkpoint| checkpoint.owner == trial) {
+            Some(own) if self.decides => trainer = trainer.restore(Restore::Named(own.id.clone())),
+            None if self.decides && restore.is_none() => trainer = trainer.restore(Restore::Beginning),
+            _ => {}
         }
         let foreign = restore.filter(|checkpoint| checkpoint.owner != trial);
         let pinned = foreign.as_ref().and_then(|checkpoint| {
