@@ -163,7 +163,8 @@ fn table(study: &Machine, rows: usize) -> Vec<String> {
     let mut cells = vec![header(&objective.metric, &paths)];
     for (trial, facts) in order {
         let value = facts.values.first().copied().flatten().map_or("-".into(), figure);
-        let mut row = vec![trial.to_string(), state(study, trial, facts).into(), facts.reports.to_string(), value];
+        let mut row =
+            vec![trial.to_string(), state(study, trial, facts).into(), facts.reports.to_string(), value];
         row.extend(paths.iter().map(|path| cell(&facts.config, path)));
         let why = facts.cause.as_deref().unwrap_or_default().lines().last().unwrap_or_default();
         row.push(why.to_owned());

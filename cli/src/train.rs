@@ -47,7 +47,9 @@ pub(crate) fn resume(args: &Resume, json: bool) -> Outcome {
         return tune::resume(args, &found.folder, json);
     }
     if args.samples.is_some() || args.concurrent.is_some() || args.allow_changed_space {
-        return Err(Problem::usage("--samples, --concurrent and --allow-changed-space are for studies, and this is a run"));
+        return Err(Problem::usage(
+            "--samples, --concurrent and --allow-changed-space are for studies, and this is a run",
+        ));
     }
     let mut trainer = Trainer::of_run(&found.folder.to_string_lossy())?;
     if let Some(workers) = args.workers {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use regatta_train::folder::CONFIG;
 use regatta_train::registry;
-use regatta_tune::{Ending, ResultGrid, Tuner, TuneConfig};
+use regatta_tune::{Ending, ResultGrid, TuneConfig, Tuner};
 use serde_json::{Value, json};
 
 use crate::args::{self, Resume, Tune};
@@ -54,16 +54,21 @@ pub(crate) fn resume(args: &Resume, folder: &Path, json: bool) -> Outcome {
     if let Some(samples) = &args.samples {
         let more = samples.strip_prefix('+');
         let number: u64 = more.unwrap_or(samples).parse().map_err(|_| {
-            Problem::usage(format!("--samples {samples} is no number of trials: write 40, or +20 for 20 more"))
+            Problem::usage(format!(
+                "--samples {samples} is no number of trials: write 40, or +20 for 20 more"
+            ))
         })?;
-        let known = before.unwrap_or_else(|| ResultGrid::open(folder).map_or(0, |grid| grid.trials().len() as u64));
+        let known =
+            before.unwrap_or_else(|| ResultGrid::open(folder).map_or(0, |grid| grid.trials().len() as u64));
         tuner = tuner.samples(if more.is_some() { known + number } else { number });
     }
     if let Some(concurrent) = args.concurrent {
         tuner = tuner.concurrent(concurrent);
     }
     if args.workers.is_some() {
-        return Err(Problem::usage("a study's trials have as many workers as it was begun with: leave out --workers"));
+        return Err(Problem::usage(
+            "a study's trials have as many workers as it was begun with: leave out --workers",
+        ));
     }
     let tuner = tuner.allow_changed_space(args.allow_changed_space);
     let command = resumed_command(folder);
@@ -148,9 +153,10 @@ fn told(ending: Ending, grid: &ResultGrid) -> Value {
         _ => "resumable",
     };
     let count = |state: &str| grid.trials().iter().filter(|trial| trial.state == state).count();
-    let best = grid.best().ok().map(
-        |best| json!({ "trial": best.number, "value": best.value, "config": best.config }),
-    );
+    let best = grid
+        .best()
+        .ok()
+        .map(|best| json!({ "trial": best.number, "value": best.value, "config": best.config }));
     json!({
         "experiment": grid.run().experiment, "name": grid.run().name, "folder": grid.folder(), "status": status,
         "trials": grid.trials().len(), "done": count("done"), "stopped": count("stopped"), "failed": count("failed"),
@@ -164,9 +170,11 @@ impl From<regatta_tune::Error> for Problem {
         match error {
             E::Train(error) => error.into(),
             E::Track(error) => error.into(),
-            E::Space { .. } | E::Config { .. } | E::Setting(_) | E::StudyExists { .. } | E::ChangedSpace { .. } => {
-                Problem::usage(crate::problem::chain(&error))
-            }
+            E::Space { .. }
+            | E::Config { .. }
+            | E::Setting(_)
+            | E::StudyExists { .. }
+            | E::ChangedSpace { .. } => Problem::usage(crate::problem::chain(&error)),
             other => Problem::failed(crate::problem::chain(&other)),
         }
     }

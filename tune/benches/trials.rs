@@ -20,7 +20,8 @@ fn main() {
         value("x") + value("y")
     };
     let tuner = Tuner::objective(objective).minimize("sum").space(space).sampler(Random);
-    let tuner = tuner.samples(count).concurrent(concurrent).storage(folder.path().to_string_lossy()).name("bench");
+    let tuner =
+        tuner.samples(count).concurrent(concurrent).storage(folder.path().to_string_lossy()).name("bench");
     let begun = Instant::now();
     let (ending, grid) = tuner.drive().expect("it comes to its end");
     let seconds = begun.elapsed().as_secs_f64();

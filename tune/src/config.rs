@@ -246,8 +246,7 @@ impl TuneConfig {
     /// Adds the section to the text of an experiment file, which ends with the bracket that it begins with.
     pub fn append_to(&self, experiment: &str) -> Result<String> {
         let body = experiment.trim_end().strip_suffix(')').map(str::trim_end);
-        let body =
-            body.ok_or_else(|| Error::config("tune", "the experiment does not end with a bracket"))?;
+        let body = body.ok_or_else(|| Error::config("tune", "the experiment does not end with a bracket"))?;
         let comma = if body.ends_with([',', '(']) { "" } else { "," };
         let section = self.write()?.replace('\n', "\n    ");
         Ok(format!("{body}{comma}\n    tune: {section},\n)\n"))

@@ -36,7 +36,9 @@ pub enum Error {
         folder: String,
     },
     /// The study was begun with another search space. Go on with its own, begin a new study, or allow the change.
-    #[error("the study was begun with another search space:\n{diff}\ngive it back its space, begin a new study, or allow the change")]
+    #[error(
+        "the study was begun with another search space:\n{diff}\ngive it back its space, begin a new study, or allow the change"
+    )]
     ChangedSpace {
         /// What differs, a line a parameter.
         diff: String,

@@ -35,12 +35,12 @@ mod tuner;
 
 pub use config::{Mode, SamplerConfig, TuneConfig};
 pub use error::{Error, Result};
+/// Makes a configuration's type searchable; see [`space::SearchSpace`].
+pub use regatta_macros::SearchSpace;
 pub use results::ResultGrid;
 pub use runner::{Ending, Halt, RunningTrial, StudyCallback, StudyEvent};
 pub use study::Study;
 pub use tuner::{StudyHandle, Tuner};
-/// Makes a configuration's type searchable; see [`space::SearchSpace`].
-pub use regatta_macros::SearchSpace;
 
 /// For the code that the macros write.
 #[doc(hidden)]

@@ -391,7 +391,8 @@ impl Tuner {
         let concurrent = session.machine().opened().concurrent;
         let open = session.machine().space().is_open().then_some(self.run.seed);
         let (grace, callbacks) = (self.grace, std::mem::take(&mut self.callbacks));
-        let (executor, heard) = self.executor(&place, runtime, Shape { concurrent, open, decides, epoch: session.epoch() })?;
+        let (executor, heard) =
+            self.executor(&place, runtime, Shape { concurrent, open, decides, epoch: session.epoch() })?;
         let mut runner = Runner::new(session, executor, heard);
         (runner.grace, runner.callbacks) = (grace, callbacks);
         let begun = StudyEvent::Begun {
@@ -544,7 +545,7 @@ impl Tuner {
             Work::Call(objective) => {
                 let metrics: Vec<String> = config.objectives().into_iter().map(|goal| goal.metric).collect();
                 let job = Job { objective, metrics: metrics.into(), open };
-                Box::new(ThreadExecutor::start(job, concurrent, to)?)
+                Box::new(ThreadExecutor::start(job, concurrent, to, runtime)?)
             }
             Work::Training(trainer) => {
                 let site = match trainer.is_in_process() {
@@ -597,7 +598,8 @@ pub(crate) fn read_study(folder: &Path) -> Result<(Experiment<Value>, TuneConfig
     let text = std::fs::read_to_string(&path).map_err(failed)?;
     let unreadable = |why: String| Error::config("config.ron", format!("{}: {why}", path.display()));
     let parsed = registry::read(&text).map_err(|error| unreadable(error.to_string()))?;
-    let section = parsed.tune.ok_or_else(|| unreadable("it has no `tune` section: this is no study".into()))?;
+    let section =
+        parsed.tune.ok_or_else(|| unreadable("it has no `tune` section: this is no study".into()))?;
     let tune = TuneConfig::read(&section).map_err(|error| unreadable(error.to_string()))?;
     Ok((parsed.experiment, tune))
 }

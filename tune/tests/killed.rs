@@ -59,7 +59,14 @@ fn tuner(kind: &str, storage: &str) -> Tuner {
         "asha" => trainings().scheduler(Asha::new(1..=9)).samples(6),
         _ => trainings().scheduler(SchedulerConfig::from(Pbt::new(3, 2).max(8))).samples(3),
     };
-    tuner.space(space()).minimize("loss").sampler(Tpe::default().startup(4)).concurrent(1).storage(storage).experiment("e").name("s")
+    tuner
+        .space(space())
+        .minimize("loss")
+        .sampler(Tpe::default().startup(4))
+        .concurrent(1)
+        .storage(storage)
+        .experiment("e")
+        .name("s")
 }
 
 fn trainings() -> Tuner {
@@ -84,9 +91,13 @@ fn driver(kind: &str, folder: &str, kill_at: usize) -> ExitCode {
             }
         }
         StudyEvent::Ended { .. } => {
-            end = study.trials().iter().map(|(number, facts)| {
-                json!([number, facts.config, facts.values, facts.reports, format!("{:?}", facts.outcome)])
-            }).collect();
+            end = study
+                .trials()
+                .iter()
+                .map(|(number, facts)| {
+                    json!([number, facts.config, facts.values, facts.reports, format!("{:?}", facts.outcome)])
+                })
+                .collect();
             sender.send(end.clone()).ok();
         }
         _ => {}
@@ -96,7 +107,8 @@ fn driver(kind: &str, folder: &str, kill_at: usize) -> ExitCode {
         return ExitCode::FAILURE;
     }
     let end = receiver.recv().unwrap_or(Value::Null);
-    std::fs::write(Path::new(folder).join("end.json"), end.to_string()).expect("the folder can be written to");
+    std::fs::write(Path::new(folder).join("end.json"), end.to_string())
+        .expect("the folder can be written to");
     ExitCode::SUCCESS
 }
 
@@ -158,11 +170,15 @@ fn main() -> ExitCode {
     }
     let asked = std::env::var("REGATTA_KILL_ROUNDS").ok().and_then(|rounds| rounds.parse().ok());
     let tests = vec![
-        Trial::test("a_killed_study_of_calls_equals_one_left_alone", move || equal("call", asked.unwrap_or(ROUNDS))),
+        Trial::test("a_killed_study_of_calls_equals_one_left_alone", move || {
+            equal("call", asked.unwrap_or(ROUNDS))
+        }),
         Trial::test("a_killed_study_of_trainings_equals_one_left_alone", move || {
             equal("asha", asked.unwrap_or(ROUNDS / 4))
         }),
-        Trial::test("a_killed_population_equals_one_left_alone", move || equal("pbt", asked.unwrap_or(ROUNDS / 4))),
+        Trial::test("a_killed_population_equals_one_left_alone", move || {
+            equal("pbt", asked.unwrap_or(ROUNDS / 4))
+        }),
     ];
     libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
 }

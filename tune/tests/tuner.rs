@@ -51,7 +51,12 @@ fn states(grid: &ResultGrid) -> Vec<&str> {
 #[test]
 fn a_search_finds_what_is_good_and_its_results_are_on_the_disk() {
     let place = Place::new();
-    let tuner = place.tuner(bowl).space(line()).samples(60).sampler(Tpe::default()).enqueue(serde_json::json!({ "x": 4.5 }));
+    let tuner = place
+        .tuner(bowl)
+        .space(line())
+        .samples(60)
+        .sampler(Tpe::default())
+        .enqueue(serde_json::json!({ "x": 4.5 }));
     let grid = tuner.fit().unwrap();
     assert_eq!(grid.trials().len(), 60);
     assert_eq!(grid.trials()[0].full["x"], 4.5);
@@ -77,7 +82,8 @@ fn a_space_is_discovered_by_what_trials_ask_for() {
     assert_eq!(best.config["layers"], 1);
     assert!(grid.parameters().len() >= 3, "{:?}", grid.parameters());
     // And a resumed one knows it.
-    let grid = place.tuner(objective).samples(45).sampler(Tpe::default()).resume(place.study()).fit().unwrap();
+    let grid =
+        place.tuner(objective).samples(45).sampler(Tpe::default()).resume(place.study()).fit().unwrap();
     assert_eq!(grid.trials().len(), 45);
 }
 
@@ -133,7 +139,8 @@ fn who_reports_nothing_has_failed() {
 fn the_first_failure_can_end_the_study() {
     let place = Place::new();
     let objective = |trial: &mut RunningTrial| if trial.number() == 4 { f64::NAN } else { 1.0 };
-    let tuner = place.tuner(objective).concurrent(1).space(line()).samples(100).sampler(Random).fail_fast(true);
+    let tuner =
+        place.tuner(objective).concurrent(1).space(line()).samples(100).sampler(Random).fail_fast(true);
     let (ending, grid) = tuner.drive().unwrap();
     assert_eq!((ending, grid.trials().len()), (Ending::Stopped, 5));
 }
@@ -213,13 +220,22 @@ fn a_study_that_is_stopped_goes_on_and_one_that_is_done_can_be_extended() {
     let place = Place::new();
     let tuner = || place.tuner(bowl).space(line()).sampler(Tpe::default()).seed(3).concurrent(1);
     let whole = Place::new();
-    let uninterrupted =
-        whole.tuner(bowl).space(line()).sampler(Tpe::default()).seed(3).concurrent(1).samples(40).fit().unwrap();
+    let uninterrupted = whole
+        .tuner(bowl)
+        .space(line())
+        .sampler(Tpe::default())
+        .seed(3)
+        .concurrent(1)
+        .samples(40)
+        .fit()
+        .unwrap();
 
     let first = tuner().samples(1_000);
     let handle = first.handle();
+    let mut asked = false;
     let watch = move |_: &StudyEvent<'_>, study: &Machine| {
-        if study.trials().len() == 15 {
+        // Asked twice, it would end at once.
+        if study.trials().len() == 15 && !std::mem::replace(&mut asked, true) {
             handle.stop();
         }
     };
@@ -243,7 +259,8 @@ fn a_second_driver_is_refused() {
     let (told, folder, storage) = (second.clone(), place.study(), place.storage());
     let watch = move |event: &StudyEvent<'_>, _: &Machine| {
         if matches!(event, StudyEvent::Begun { .. }) {
-            let other = Tuner::objective(bowl).minimize("loss").space(line()).sampler(Random).storage(&storage);
+            let other =
+                Tuner::objective(bowl).minimize("loss").space(line()).sampler(Random).storage(&storage);
             *told.lock().unwrap() = other.resume(&folder).fit().err();
         }
     };

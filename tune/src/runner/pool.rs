@@ -174,7 +174,9 @@ impl Executor for PoolExecutor {
     fn obey(&mut self, task: Task) -> Result<()> {
         let Task { incarnation, order } = task;
         match order {
-            Order::Launch { trial, config, restore, .. } => self.launch((trial, incarnation), config, restore),
+            Order::Launch { trial, config, restore, .. } => {
+                self.launch((trial, incarnation), config, restore)
+            }
             Order::GoOn { trial } => self.wish(trial, Wish::GoOn),
             Order::Pause { trial } => self.wish(trial, Wish::Leave(StopReason::Paused)),
             Order::Stop { trial } => self.wish(trial, Wish::Leave(StopReason::Scheduler)),
@@ -329,7 +331,13 @@ impl Worker {
         }
     }
 
-    fn happened(&mut self, job: &Job, attempt: u32, known: &mut Attempt, event: Option<CrewEvent>) -> Option<End> {
+    fn happened(
+        &mut self,
+        job: &Job,
+        attempt: u32,
+        known: &mut Attempt,
+        event: Option<CrewEvent>,
+    ) -> Option<End> {
         let (trial, incarnation) = (job.trial, job.incarnation);
         match event {
             Some(CrewEvent::Started { world_size, .. }) => {
@@ -369,7 +377,8 @@ impl Worker {
                 let Some(merged) = merged else { return Ok(()) };
                 known.reports = merged.index;
                 let (step, mut metrics) = (merged.step, merged.metrics);
-                let filled = [(EPOCH, merged.epoch as f64), (ITERATION, (known.before + merged.index) as f64)];
+                let filled =
+                    [(EPOCH, merged.epoch as f64), (ITERATION, (known.before + merged.index) as f64)];
                 for (name, value) in filled {
                     if metrics.get(name).is_none() {
                         metrics.insert(name, value);

@@ -12,6 +12,7 @@ use regatta_track::event::Cause;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tokio::runtime::Runtime;
 
 use super::{Executor, Heard, Task, tell};
 use crate::config::ITERATION;
@@ -109,8 +110,7 @@ impl Mailbox {
     /// Waits for a word. The loop always has one for a report, or ends the trial.
     fn take(&self) -> Word {
         let waits = |word: &mut Option<Word>| word.is_none() && !self.over.load(Ordering::Acquire);
-        let mut slot =
-            self.news.wait_while(self.lock(), waits).unwrap_or_else(PoisonError::into_inner);
+        let mut slot = self.news.wait_while(self.lock(), waits).unwrap_or_else(PoisonError::into_inner);
         match *slot {
             Some(Word::GoOn) => slot.take().unwrap_or(Word::GoOn),
             Some(word) => word,
@@ -293,11 +293,13 @@ pub(crate) struct ThreadExecutor {
     queue: Arc<Queue>,
     threads: Vec<JoinHandle<()>>,
     mailboxes: BTreeMap<u32, Arc<Mailbox>>,
+    /// Where the study's signals are heard.
+    _runtime: Runtime,
 }
 
 impl ThreadExecutor {
     /// With so many threads.
-    pub(crate) fn start(job: Job, threads: usize, to: Sender<Heard>) -> Result<Self> {
+    pub(crate) fn start(job: Job, threads: usize, to: Sender<Heard>, runtime: Runtime) -> Result<Self> {
         let queue = Arc::new(Queue::default());
         let spawn = |index: usize| {
             let (queue, objective) = (queue.clone(), job.objective.clone());
@@ -311,7 +313,7 @@ impl ThreadExecutor {
             Ok(named.spawn(work).map_err(failed)?)
         };
         let threads = (0..threads).map(spawn).collect::<Result<_>>()?;
-        Ok(ThreadExecutor { job, to, queue, threads, mailboxes: BTreeMap::new() })
+        Ok(ThreadExecutor { job, to, queue, threads, mailboxes: BTreeMap::new(), _runtime: runtime })
     }
 
     fn launch(&mut self, trial: u32, incarnation: u64, config: Value) {

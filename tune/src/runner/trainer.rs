@@ -109,7 +109,13 @@ impl TrainerExecutor {
         }
     }
 
-    fn launch(&mut self, task: (u32, u64), config: Value, restore: Option<Checkpoint>, workers: Option<u32>) -> Result<()> {
+    fn launch(
+        &mut self,
+        task: (u32, u64),
+        config: Value,
+        restore: Option<Checkpoint>,
+        workers: Option<u32>,
+    ) -> Result<()> {
         let (trial, incarnation) = task;
         let mut trainer = self.like.another()?.config(config).at(self.run_folder(trial));
         if let Some(workers) = workers {
@@ -132,7 +138,11 @@ impl TrainerExecutor {
             Launch { trial, incarnation, trainer, site: self.site.clone(), to: self.to.clone(), pinned };
         // What ran for it before has been told to end; its folder is free only when it has.
         let before = self.running.remove(&trial).map(|running| running.task);
-        let again = Again { like: self.like.another()?, folder: self.run_folder(trial), iteration: iteration.clone() };
+        let again = Again {
+            like: self.like.another()?,
+            folder: self.run_folder(trial),
+            iteration: iteration.clone(),
+        };
         let task = self.runtime.spawn(drive(launch, before, resize.clone(), again));
         self.running.insert(trial, Running { handle, iteration, resize, incarnation, task });
         Ok(())
@@ -147,7 +157,12 @@ struct Again {
 }
 
 /// Drives a trial to where it leaves, and tells how.
-async fn drive(launch: Launch, before: Option<JoinHandle<()>>, resize: Arc<Mutex<Option<usize>>>, again: Again) {
+async fn drive(
+    launch: Launch,
+    before: Option<JoinHandle<()>>,
+    resize: Arc<Mutex<Option<usize>>>,
+    again: Again,
+) {
     let Launch { trial, incarnation, mut trainer, site, to, pinned } = launch;
     if let Some(before) = before {
         let _ = before.await;
@@ -159,9 +174,7 @@ async fn drive(launch: Launch, before: Option<JoinHandle<()>>, resize: Arc<Mutex
         let workers = resize.lock().unwrap_or_else(PoisonError::into_inner).take();
         let (Some(workers), Input::Paused { .. }) = (workers, &input) else { break input };
         let Some(Again { like, folder, iteration }) = again.take() else { break input };
-        let next = like.another().map(|one| {
-            one.config(config.clone()).at(folder.clone()).workers(workers)
-        });
+        let next = like.another().map(|one| one.config(config.clone()).at(folder.clone()).workers(workers));
         match next {
             Ok(next) => trainer = next.callback(teller(trial, incarnation, iteration.clone(), to.clone())),
             Err(error) => break Input::Failed { trial, cause: Cause::new(error.to_string()) },
@@ -176,7 +189,9 @@ async fn drive(launch: Launch, before: Option<JoinHandle<()>>, resize: Arc<Mutex
 fn ended(trial: u32, result: regatta_train::Result<regatta_train::RunResult>) -> Input {
     match result {
         Ok(result) => match result.status() {
-            Status::Stopped { reason: StopReason::Scheduler, .. } | Status::Completed => Input::Finished { trial },
+            Status::Stopped { reason: StopReason::Scheduler, .. } | Status::Completed => {
+                Input::Finished { trial }
+            }
             Status::Stopped { .. } | Status::Running => Input::Paused { trial },
             Status::Failed => {
                 let why = result.error().map_or("it failed".into(), chain);

@@ -149,7 +149,9 @@ impl Domain {
     /// The node that says the same.
     pub(crate) fn node(&self) -> Node {
         match self {
-            &Self::Float { low, high, log, step } => Node::Float { low, high, log, step: step.unwrap_or(0.0) },
+            &Self::Float { low, high, log, step } => {
+                Node::Float { low, high, log, step: step.unwrap_or(0.0) }
+            }
             &Self::Normal { mean, deviation } => Node::Normal { mean, deviation },
             &Self::Int { low, high, log, step } => Node::Int { low, high, log, step },
             Self::Grid(values) => Node::Grid(values.clone()),

@@ -280,8 +280,11 @@ impl Study {
             return Err(broken(format!("it has {wanted} objectives, and {given} values were given")));
         }
         let step = step.unwrap_or(facts.step + 1);
-        let mut metrics: Metrics =
-            objectives.iter().zip(values).map(|(objective, value)| (objective.metric.as_str(), *value)).collect();
+        let mut metrics: Metrics = objectives
+            .iter()
+            .zip(values)
+            .map(|(objective, value)| (objective.metric.as_str(), *value))
+            .collect();
         metrics.insert(ITERATION, step as f64);
         Ok((step, metrics))
     }

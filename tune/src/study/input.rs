@@ -115,9 +115,7 @@ pub(super) fn agrees(stored: &Envelope, follows: &Draft) -> bool {
     match (&stored.event, &follows.event) {
         (Event::Decision(a), Event::Decision(b)) => (&a.by, &a.action) == (&b.by, &b.action),
         (Event::TrialFinished(a), Event::TrialFinished(b)) => a.outcome == b.outcome,
-        (Event::TrialCloned(a), Event::TrialCloned(b)) => {
-            (a.from, &a.checkpoint) == (b.from, &b.checkpoint)
-        }
+        (Event::TrialCloned(a), Event::TrialCloned(b)) => (a.from, &a.checkpoint) == (b.from, &b.checkpoint),
         (Event::Report(a), Event::Report(b)) => a == b,
         _ => true,
     }

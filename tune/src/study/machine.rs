@@ -384,7 +384,8 @@ impl Machine {
         let number = self.count();
         let data = json!({ "point": bits, "note": note, "params": params, "by": by });
         let values = vec![None; self.parts.objectives.len()];
-        self.trials.insert(number, Facts { config: config.clone(), values, placed: true, ..Facts::default() });
+        self.trials
+            .insert(number, Facts { config: config.clone(), values, placed: true, ..Facts::default() });
         self.emit(Some(number), TrialCreated { config, data });
         let launch = self.launch(number, None);
         self.order(launch);
@@ -435,7 +436,10 @@ impl Machine {
         let bad = bad.map(|objective| objective.metric.clone());
         self.emit(Some(trial), Reported { step, metrics: metrics.clone() });
         if let Some(name) = bad {
-            return self.fail(trial, Cause { step: Some(step), ..Cause::new(format!("{name} is NaN at step {step}")) });
+            return self.fail(
+                trial,
+                Cause { step: Some(step), ..Cause::new(format!("{name} is NaN at step {step}")) },
+            );
         }
         let Some(value) = value else {
             if self.roster().state(trial) == State::Running {
@@ -479,7 +483,8 @@ impl Machine {
         self.act(decisions)?;
         match stop {
             Some(Stop::Trial(why)) if stopped => {
-                let decided = Decided { by: "stopper".into(), action: "stop".into(), reason: why, data: Value::Null };
+                let decided =
+                    Decided { by: "stopper".into(), action: "stop".into(), reason: why, data: Value::Null };
                 self.emit(Some(trial), decided);
                 self.stop(trial)
             }
@@ -489,7 +494,8 @@ impl Machine {
     }
 
     fn checkpointed(&mut self, trial: u32, committed: CheckpointCommitted) -> Result<()> {
-        let news = self.trials.get_mut(&trial).is_some_and(|facts| facts.checkpoints.insert(committed.id.clone()));
+        let news =
+            self.trials.get_mut(&trial).is_some_and(|facts| facts.checkpoints.insert(committed.id.clone()));
         if !news {
             return Ok(());
         }
@@ -619,8 +625,10 @@ impl Machine {
             }
         }
         let point = point_of(self.space(), &config)?;
-        let bits: BTreeMap<&str, u64> =
-            point.iter().map(|(i, raw)| (self.space().parameters()[i].path.as_str(), raw.to_bits())).collect();
+        let bits: BTreeMap<&str, u64> = point
+            .iter()
+            .map(|(i, raw)| (self.space().parameters()[i].path.as_str(), raw.to_bits()))
+            .collect();
         let data = json!({ "nodes": nodes, "bits": bits });
         self.parts.search.amend(u64::from(trial), point);
         let config = Value::from_iter(config);

@@ -164,11 +164,7 @@ impl Order {
 }
 
 /// A configuration such as trials get, to see whether it fits what it is for.
-pub(crate) fn probe(
-    space: &crate::space::Space,
-    base: &Value,
-    seed: u64,
-) -> crate::error::Result<Value> {
+pub(crate) fn probe(space: &crate::space::Space, base: &Value, seed: u64) -> crate::error::Result<Value> {
     use crate::sampler::{Ask, History, Random, Sampler};
     let history = History::new();
     let point = Random.suggest(&Ask { space, history: &history, number: 0, seed })?.point;

@@ -244,7 +244,9 @@ impl Setup {
             (false, Ok(space)) => {
                 Err(Error::ChangedSpace { diff: configs::differences(&space, &self.space) })
             }
-            (false, Err(_)) => Err(Error::ChangedSpace { diff: "  one was discovered by trials, the other declared".into() }),
+            (false, Err(_)) => {
+                Err(Error::ChangedSpace { diff: "  one was discovered by trials, the other declared".into() })
+            }
         }
     }
 
@@ -285,8 +287,12 @@ fn stored_plan(folder: &Path) -> Result<Value> {
     let mut snapshot = reader.snapshot()?;
     let (mut after, mut plan) = (0, Value::Null);
     loop {
-        let page =
-            snapshot.events(&Query { after, limit: PAGE, scope: Some(None), kinds: &["study_configured"] })?;
+        let page = snapshot.events(&Query {
+            after,
+            limit: PAGE,
+            scope: Some(None),
+            kinds: &["study_configured"],
+        })?;
         let Some(last) = page.last() else { break };
         after = last.seq;
         for event in page {
