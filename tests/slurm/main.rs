@@ -350,6 +350,6 @@ fn latency() {
         "submit to the first line of a worker: {} ms; of a bare srun: {} ms; added: {added} ms",
         ours[2], theirs[2]
     );
-    // The promise is 500 ms on an idle machine; the figure is printed.
-    assert!(added < 3000, "{added} ms");
+    // The promise is 500 ms on an idle machine; the figure is printed. How far from idle it is, the bare srun tells.
+    assert!(added < 1000 + 3 * theirs[2], "{added} ms");
 }
