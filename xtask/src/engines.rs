@@ -2,10 +2,7 @@
 //!
 //! Nothing is installed into the system, daemons run on free ports, and only what was started is stopped.
 
-mod kubernetes;
 mod slurm;
-
-use std::net::TcpListener;
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -14,8 +11,6 @@ use clap::ValueEnum;
 pub(crate) enum Engine {
     /// slurmctld and three slurmd on this host
     Slurm,
-    /// An API server of Kubernetes, built from source; the tests are its nodes
-    Kubernetes,
 }
 
 /// Starts the engine, runs its tests, and takes it down whatever came of them. With `keep` it says what its tools need and
@@ -23,13 +18,5 @@ pub(crate) enum Engine {
 pub(crate) fn test(engine: Engine, keep: bool) -> Result<()> {
     match engine {
         Engine::Slurm => slurm::test(keep),
-        Engine::Kubernetes => kubernetes::test(keep),
     }
-}
-
-/// Ports that were free a moment ago.
-fn free_ports(count: usize) -> Result<Vec<u16>> {
-    let listeners =
-        (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<std::io::Result<Vec<_>>>()?;
-    listeners.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
 }
