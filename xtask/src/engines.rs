@@ -2,7 +2,6 @@
 //!
 //! Nothing is installed into the system, daemons run on free ports, and only what was started is stopped.
 
-mod kubernetes;
 mod ray;
 mod slurm;
 
@@ -17,8 +16,6 @@ pub(crate) enum Engine {
     Slurm,
     /// A head and two more nodes on this host
     Ray,
-    /// An API server of Kubernetes, built from source; the tests are its nodes
-    Kubernetes,
 }
 
 /// Starts the engine, runs its tests, and takes it down whatever came of them. With `keep` it says what its tools need and
@@ -27,7 +24,6 @@ pub(crate) fn test(engine: Engine, keep: bool) -> Result<()> {
     match engine {
         Engine::Slurm => slurm::test(keep),
         Engine::Ray => ray::test(keep),
-        Engine::Kubernetes => kubernetes::test(keep),
     }
 }
 

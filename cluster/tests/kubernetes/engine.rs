@@ -14,7 +14,7 @@ use super::cluster::{Cluster, DRIVER, pod};
 use super::drill::config;
 use super::server::Fault;
 
-pub(crate) const ANYWHERE: [(&str, Test); 7] = [
+pub(crate) const ALL: [(&str, Test); 13] = [
     ("the_engine_conforms", || Box::pin(conforms())),
     ("a_wrong_token_is_refused_and_a_missing_right_is_named", || Box::pin(rights())),
     ("what_no_node_could_hold_is_refused_at_once", || Box::pin(no_node())),
@@ -22,9 +22,6 @@ pub(crate) const ANYWHERE: [(&str, Test); 7] = [
     ("an_image_that_cannot_be_pulled_is_told", || Box::pin(no_image())),
     ("a_time_limit_is_a_preemption_with_notice", || Box::pin(time_limit())),
     ("a_driver_whose_pod_was_deleted_is_forgotten_and_not_run_again", || Box::pin(deleted())),
-];
-
-pub(crate) const SMALL: [(&str, Test); 6] = [
     ("refusals_say_what_to_do", || Box::pin(refusals())),
     ("a_client_that_died_while_submitting_is_no_hindrance", || Box::pin(half_submitted())),
     ("an_evicted_driver_was_preempted", || Box::pin(evicted())),

@@ -8,18 +8,13 @@ use std::fs::OpenOptions;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
-use axum::extract::{Path, RawQuery};
-use axum::routing::get;
 use k8s_openapi::api::core::v1::{EnvVar, Pod, Secret};
 use kube::Client;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
-use regatta_cluster::control::Tls;
-use regatta_cluster::{Control, ControlConfig};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -100,47 +95,6 @@ impl Kubelet {
 impl Drop for Kubelet {
     fn drop(&mut self) {
         self.kill();
-    }
-}
-
-impl Site {
-    /// Serves the logs of its containers as a real API server asks for them; the port.
-    pub(crate) async fn serve_logs(&self) -> u16 {
-        let (logs, client) = (self.logs.clone(), self.client.clone());
-        let answer = move |Path((namespace, pod, _)): Path<(String, String, String)>,
-                           RawQuery(query): RawQuery| async move {
-            let pods: Api<Pod> = Api::namespaced(client, &namespace);
-            let over = Arc::new(AtomicBool::new(false));
-            let told = over.clone();
-            let path = logs.join(&pod);
-            tokio::spawn(async move {
-                let runs = |pod: &Pod| {
-                    pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running")
-                };
-                while pods.get(&pod).await.is_ok_and(|pod| runs(&pod)) {
-                    tokio::time::sleep(TICK).await;
-                }
-                told.store(true, Ordering::Relaxed);
-            });
-            follow(path, query.is_some_and(|query| query.contains("follow=true")), move || {
-                over.load(Ordering::Relaxed)
-            })
-        };
-        let router = axum::Router::new().route("/containerLogs/{namespace}/{pod}/{container}", get(answer));
-        let issued = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
-        let certificate = issued.cert.pem();
-        let tls = Tls {
-            authority: certificate.clone(),
-            certificate,
-            key: issued.signing_key.serialize_pem(),
-            name: None,
-        };
-        let config = ControlConfig { tls: Some(tls), http: Some(router), ..ControlConfig::default() };
-        let control = Control::bind(config).await.unwrap();
-        let port = control.address().rsplit(':').next().unwrap().parse().unwrap();
-        // As long as the tests run.
-        std::mem::forget(control);
-        port
     }
 }
 
