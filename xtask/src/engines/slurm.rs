@@ -3,7 +3,6 @@
 //! Packages are fetched with apt and unpacked into the cache; daemons run from there.
 
 use std::fs;
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -300,11 +299,4 @@ impl Drop for Slurm {
 fn libraries() -> [String; 2] {
     let triple = format!("/usr/lib/{}-linux-gnu", std::env::consts::ARCH);
     [format!("{triple}/slurm-wlm"), triple]
-}
-
-/// Ports that were free a moment ago.
-fn free_ports(count: usize) -> Result<Vec<u16>> {
-    let listeners =
-        (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<std::io::Result<Vec<_>>>()?;
-    listeners.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
 }
