@@ -113,7 +113,7 @@ fn trials_that_fail_say_why_and_the_study_goes_on() {
     for (fault, why) in [
         ("Error", "the file is cut off"),
         ("Panic", "index out of bounds"),
-        ("Exit", "exit code 3"),
+        ("Exit", "exited with code 3"),
         ("Kill", "SIGKILL"),
         ("Nan", "loss is NaN"),
         ("Silence", "without reporting `loss`"),

@@ -229,7 +229,7 @@ async fn a_damaged_checkpoint_that_was_named_is_refused_by_all_ranks_before_anyt
     std::fs::write(&shard, bytes).unwrap();
     let failure = end.run.again(Restore::Named(name.clone())).play().await.failed();
     let message = &failure.root.message;
-    assert!(message.contains(&name) && message.contains("CRC32C of tensor"), "{message}");
+    assert!(message.contains(&name) && message.contains("CRC32C"), "{message}");
     assert!(message.ends_with("untouched: true"), "{message}");
 }
 

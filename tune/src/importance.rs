@@ -75,35 +75,62 @@ fn divergence(domain: &Domain, raws: &[f64]) -> f64 {
     all.iter().zip(&best).map(|(p, q)| p * (q / p - 1.0).powi(2)).sum()
 }
 
-/// The probabilities of the parameter's cells: a Parzen estimate with Scott's bandwidth, and a prior that keeps all above
-/// zero.
+/// The probabilities of the parameter's cells: a Parzen estimate over how many trials fell into each, with Scott's bandwidth, and a prior
+/// that keeps all above zero. All of it as Optuna has it, whose figures the tests compare.
 fn density(domain: &Domain, raws: &[f64]) -> Vec<f64> {
-    let n = raws.len() as f64;
-    let prior = 1.0 / (n + 1.0);
+    let prior = 1.0 / (raws.len() as f64 + 1.0);
     if let Domain::Category(values) = domain {
-        let share = |c: usize| raws.iter().filter(|r| **r == c as f64).count() as f64;
-        return (0..values.len()).map(|c| share(c) / (n + 1.0) + prior / values.len() as f64).collect();
+        return of_categories(&count(raws.iter().map(|raw| *raw as usize), values.len()), prior);
     }
-    let cells = domain.count().map_or(CELLS, |c| c.min(CELLS as u64) as usize);
-    let units: Vec<f64> = raws.iter().map(|r| domain.unit(*r)).collect();
-    let mean = units.iter().sum::<f64>() / n;
-    let deviation = (units.iter().map(|u| (u - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0)).sqrt();
-    let mut sorted = units.clone();
-    sorted.sort_by(f64::total_cmp);
-    let quartile = |q: f64| sorted[((sorted.len() - 1) as f64 * q).round() as usize];
-    let spread = match (quartile(0.75) - quartile(0.25)) / 1.34 {
-        range if range > 0.0 => range.min(deviation),
-        _ => deviation,
+    let exact = domain.count().filter(|count| *count <= CELLS as u64).map(|count| count as usize);
+    let cells = exact.unwrap_or(CELLS);
+    let place = |raw: &f64| match exact {
+        Some(_) => (domain.unit(*raw) * cells as f64) as usize,
+        None => (domain.unit(*raw) * (cells - 1) as f64).round() as usize,
     };
-    let width = (1.059 * spread * n.powf(-0.2)).max(0.5 / cells as f64);
-    let edge = |k: usize| k as f64 / cells as f64;
+    let counts = count(raws.iter().map(|raw| place(raw).min(cells - 1)), cells);
+    let width = bandwidth(&counts);
+    let edges = |cell: usize| (cell as f64 - 0.5, cell as f64 + 0.5);
+    let kernel = |centre: f64, width: f64, (from, to): (f64, f64)| {
+        let mass = |a: f64, b: f64| normal::between((a - centre) / width, (b - centre) / width);
+        mass(from, to) / mass(-0.5, cells as f64 - 0.5)
+    };
+    let known: Vec<(f64, f64)> =
+        counts.iter().enumerate().filter(|(_, n)| **n > 0.0).map(|(cell, n)| (cell as f64, *n)).collect();
     (0..cells)
         .map(|cell| {
-            let kernel = |u: &f64| {
-                let mass = |a: f64, b: f64| normal::between((a - u) / width, (b - u) / width);
-                mass(edge(cell), edge(cell + 1)) / mass(0.0, 1.0)
-            };
-            units.iter().map(kernel).sum::<f64>() / (n + 1.0) + prior / cells as f64
+            let near: f64 = known.iter().map(|(at, n)| n * kernel(*at, width, edges(cell))).sum();
+            prior * (near + kernel((cells - 1) as f64 / 2.0, cells as f64, edges(cell)))
         })
         .collect()
+}
+
+/// How many fell into each cell.
+fn count(places: impl Iterator<Item = usize>, cells: usize) -> Vec<f64> {
+    let mut counts = vec![0.0; cells];
+    places.for_each(|place| counts[place.min(cells - 1)] += 1.0);
+    counts
+}
+
+/// Each category that was seen speaks for the others a little, the more so the fewer were seen.
+fn of_categories(counts: &[f64], prior: f64) -> Vec<f64> {
+    let (all, categories) = (counts.iter().sum::<f64>(), counts.len() as f64);
+    let little = 1.0 / (counts.iter().filter(|n| **n > 0.0).count() as f64 + 1.0);
+    let share = |n: &f64| prior * ((n + little * all) / (1.0 + categories * little) + 1.0 / categories);
+    counts.iter().map(share).collect()
+}
+
+/// Scott's rule, in cells; a narrow kernel still has most of its mass within its own.
+fn bandwidth(counts: &[f64]) -> f64 {
+    let n: f64 = counts.iter().sum();
+    let cells = || counts.iter().enumerate().map(|(cell, n)| (cell as f64, n));
+    let mean = cells().map(|(cell, n)| cell * n).sum::<f64>() / n;
+    let deviation =
+        (cells().map(|(cell, k)| (cell - mean).powi(2) * k).sum::<f64>() / (n - 1.0).max(1.0)).sqrt();
+    let until = |cell: usize| counts[..=cell].iter().sum::<f64>();
+    let last = counts.len() - 1;
+    let first = (0..last).find(|cell| until(*cell) >= (n / 4.0).floor()).unwrap_or(last);
+    let third = (0..last).find(|cell| until(*cell) > (n * 3.0 / 4.0).floor()).unwrap_or(last);
+    let spread = ((third - first) as f64 / 1.34).min(deviation);
+    (1.059 * spread * n.powf(-0.2)).max(0.5 / 1.64)
 }
