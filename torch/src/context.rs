@@ -68,7 +68,7 @@ pub trait TorchContext {
     /// with one rank.
     fn data_parallel(&mut self, vs: &VarStore) -> Result<DataParallel>;
 
-    /// The same with other settings. What [`Compression::PowerSgd`](crate::ddp::Compression::PowerSgd) remembers is in every
+    /// The same with other settings. What [`Compression::PowerSgd`] remembers is in every
     /// state that is made after this.
     fn data_parallel_with(&mut self, vs: &VarStore, config: DataParallelConfig) -> Result<DataParallel>;
 
