@@ -120,7 +120,7 @@ impl Dashboard {
                 "its answer cannot be read ({error}): {}",
                 shorten(&String::from_utf8_lossy(&bytes))
             ),
-            advice: format!(": is {} the dashboard of a Ray cluster of version 2.9 or newer?", self.address),
+            advice: format!(": is {} the dashboard of a Ray cluster?", self.address),
         })
     }
 

@@ -1,5 +1,8 @@
 //! Ray: a run as a job of a cluster that has it, by its Jobs API over HTTP; nothing of Ray is needed at the client.
 //!
+//! Not finished: it is written against Ray 2.60, and only the Python part was tried there. `tests/ray.rs` says what the whole has
+//! to show on a real cluster before it may be relied on.
+//!
 //! # From nothing to a running job
 //!
 //! From any machine that reaches the cluster's dashboard:
