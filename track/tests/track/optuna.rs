@@ -28,7 +28,7 @@ def trial(t):
         "params": t.params, "user": t.user_attrs, "start": t.datetime_start.astimezone().timestamp(),
         "distributions": {k: repr(v) for k, v in t.distributions.items()},
         "steps": {str(k): number(v) for k, v in t.intermediate_values.items()},
-        "seconds": t.duration and t.duration.total_seconds(),
+        "seconds": None if t.duration is None else t.duration.total_seconds(),
     }
 print(json.dumps({
     "name": study.study_name, "directions": [d.name for d in study.directions], "names": study.metric_names,

@@ -154,7 +154,7 @@ multiplexer.Reload()
 provider = data_provider.MultiplexerDataProvider(multiplexer, sys.argv[1])
 context = backend_context.Context(base_plugin.TBContext(data_provider=provider))
 ctx = RequestContext()
-experiment = get_experiment.Handler(ctx, context, "x").run()
+experiment = get_experiment.Handler(ctx, context, "x", api_pb2.GetExperimentRequest()).run()
 request = api_pb2.ListSessionGroupsRequest(
     start_index=0, slice_size=100,
     allowed_statuses=[api_pb2.STATUS_SUCCESS, api_pb2.STATUS_FAILURE, api_pb2.STATUS_RUNNING, api_pb2.STATUS_UNKNOWN],
