@@ -1,7 +1,7 @@
 //! Which parameters matter; and the same beside Optuna's figures.
 
 use regatta_tune::importance::importance;
-use regatta_tune::sampler::{End, Random, Search, Told, Tpe};
+use regatta_tune::sampler::{End, Random, Search, Told};
 use regatta_tune::space::{Point, Space, branches, choice, float, group, int};
 
 /// A study that both programs can be given: its points are multiples of irrational numbers, its loss a formula.
@@ -78,27 +78,6 @@ fn four() -> Space {
         .with("seed", int(0..=1000))
         .build()
         .expect("a space")
-}
-
-/// What the loss depends on most comes first, whoever chose the trials; what it does not depend on comes last.
-#[test]
-fn what_matters_comes_first() {
-    for seed in 0..3 {
-        for mut search in [Search::new(four(), Random, seed), Search::new(four(), Tpe::default(), seed)] {
-            for _ in 0..300 {
-                let trial = search.ask().unwrap();
-                let lr = trial.config["lr"].as_f64().unwrap().log10();
-                let kind = if trial.config["kind"] == "b" { 0.0 } else { 0.5 };
-                let depth = 0.01 * trial.config["depth"].as_f64().unwrap();
-                search.tell(trial.number, &[(lr + 3.0).powi(2) + kind + depth]).unwrap();
-            }
-            let found = importance(search.space(), search.history().told(), 0);
-            assert_eq!(found[0].path, "lr", "{found:?}");
-            let share = |path: &str| found.iter().find(|i| i.path == path).expect("every parameter").share;
-            assert!(share("kind") > share("seed") && share("lr") > 3.0 * share("seed"), "{found:?}");
-            assert!((found.iter().map(|i| i.share).sum::<f64>() - 1.0).abs() < 1e-9);
-        }
-    }
 }
 
 #[test]
