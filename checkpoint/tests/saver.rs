@@ -58,23 +58,29 @@ fn a_save_that_another_rank_has_begun_is_not_collected() {
 #[test]
 fn what_could_not_be_removed_is_not_said_to_be() {
     let config = SaverConfig { retention: Retention::last(1), ..config() };
-    let removed_on = |disk: &SimFs| {
+    let removed_on = |disk: &SimFs, patience: Duration| {
         let mut savers = build_all(&config, &store_on(disk.clone()), group(1)).unwrap();
         for step in 1..=2 {
             save_all(&mut savers, step).remove(0).unwrap();
             savers[0].finish(LIMIT).unwrap();
         }
-        savers[0].take_removed()
+        // Collecting follows the commit.
+        let (begun, mut removed) = (Instant::now(), vec![]);
+        while removed.is_empty() && begun.elapsed() < patience {
+            std::thread::sleep(Duration::from_millis(5));
+            removed = savers[0].take_removed();
+        }
+        removed
     };
     let disk = SimFs::new();
-    let removed = removed_on(&disk);
+    let removed = removed_on(&disk, LIMIT);
     assert!(matches!(&removed[..], [name] if name.starts_with("step-000001")), "{removed:?}");
     let doomed = |operation: &String| operation.starts_with("remove") && operation.ends_with("/COMMIT");
     let first = disk.operations().iter().position(doomed).unwrap();
 
     let stubborn = SimFs::new();
     stubborn.inject(first, Fault::Errors(io::ErrorKind::PermissionDenied));
-    assert_eq!(removed_on(&stubborn), Vec::<String>::new());
+    assert_eq!(removed_on(&stubborn, Duration::from_millis(500)), Vec::<String>::new());
     let listed = catalog::list(&*store_on(stubborn)).unwrap();
     assert!(listed.len() == 2 && listed.iter().all(|one| one.status.word() == "committed"), "{listed:?}");
 }

@@ -80,6 +80,27 @@ fn four() -> Space {
         .expect("a space")
 }
 
+/// What the loss depends on most comes first, and what it does not depend on comes last, where trials were drawn independently. (A sampler
+/// that closes in on a category leaves little difference between the good trials and all.)
+#[test]
+fn what_matters_comes_first() {
+    for seed in 0..3 {
+        let mut search = Search::new(four(), Random, seed);
+        for _ in 0..300 {
+            let trial = search.ask().unwrap();
+            let lr = trial.config["lr"].as_f64().unwrap().log10();
+            let kind = if trial.config["kind"] == "b" { 0.0 } else { 0.5 };
+            let depth = 0.01 * trial.config["depth"].as_f64().unwrap();
+            search.tell(trial.number, &[(lr + 3.0).powi(2) + kind + depth]).unwrap();
+        }
+        let found = importance(search.space(), search.history().told(), 0);
+        assert_eq!(found[0].path, "lr", "{found:?}");
+        let share = |path: &str| found.iter().find(|i| i.path == path).expect("every parameter").share;
+        assert!(share("kind") > share("seed") && share("lr") > 3.0 * share("seed"), "{found:?}");
+        assert!((found.iter().map(|i| i.share).sum::<f64>() - 1.0).abs() < 1e-9);
+    }
+}
+
 #[test]
 fn little_is_said_of_little() {
     let (space, branchy) = (

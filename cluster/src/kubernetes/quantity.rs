@@ -69,6 +69,9 @@ pub(super) fn thousandths(quantity: &str) -> Option<u128> {
         None => (number, 0),
     };
     let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    if whole.is_empty() && fraction.is_empty() {
+        return None;
+    }
     let digits: u128 = format!("{whole}{fraction:0<3.3}").parse().ok()?;
     let scaled = digits.checked_mul(10u128.checked_pow(exponent)?)?;
     if unit == 0 { Some(scaled / 1000) } else { scaled.checked_mul(unit) }

@@ -212,8 +212,9 @@ mod tests {
             let mut left = left.arg("1000").env("REGATTA_WORKER", &name).process_group(0).spawn().unwrap();
             let mut guard =
                 Command::new("/bin/sh").arg("-c").arg(GUARD).stdin(Stdio::piped()).spawn().unwrap();
-            assert!(guard.wait().unwrap().success());
+            // To wait for it closes what it reads, which its daemon reads on.
             let mut stdin = guard.stdin.take().unwrap();
+            assert!(guard.wait().unwrap().success());
             // A group that is not there: by its name alone it is found.
             writeln!(stdin, "{} {name}", i32::MAX).unwrap();
             if ended {

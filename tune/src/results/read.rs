@@ -9,6 +9,7 @@ use regatta_track::{Query, Snapshot};
 use serde_json::Value;
 
 use super::History;
+use crate::config::ITERATION;
 use crate::space::{Domain, Space};
 
 const KINDS: [&str; 11] = [
@@ -130,9 +131,13 @@ fn apply(trial: &mut History, e: &Envelope) {
             if trial.state == "pending" {
                 trial.state = "running".into();
             }
+            // Who counts no steps reports all at the same; a later iteration is no repetition of an earlier one.
+            let last = trial.metrics.get(ITERATION).and_then(|series| series.last()).map(|(_, last)| *last);
+            let advances = body.metrics.get(ITERATION).zip(last).is_some_and(|(now, last)| now > last);
             for (name, value) in body.metrics.iter() {
                 let series = trial.metrics.entry(name.to_string()).or_default();
-                let undone = series.iter().rposition(|(step, _)| *step < body.step).map_or(0, |at| at + 1);
+                let stays = |step: u64| step < body.step || advances && step == body.step;
+                let undone = series.iter().rposition(|(step, _)| stays(*step)).map_or(0, |at| at + 1);
                 series.truncate(undone);
                 series.push((body.step, value));
             }
