@@ -361,8 +361,8 @@ mod tests {
     use super::*;
 
     /// Fifteen generations of seven points, drawn without the distribution's own randomness, and what is learnt.
-    fn learnt() -> Run {
-        let mut state = State::new(vec![Axis::Real, Axis::Real, Axis::Real], Run::new(3, None, false));
+    fn learnt(adaptive: bool) -> Run {
+        let mut state = State::new(vec![Axis::Real, Axis::Real, Axis::Real], Run::new(3, None, adaptive));
         let mut bits = 1u64;
         for _ in 0..15 {
             let mut generation = vec![];
@@ -373,7 +373,7 @@ mod tests {
                     state.run.mean[k] + state.run.sigma * (4.0 * unit - 2.0)
                 };
                 let at: Vec<f64> = (0..3).map(&mut draw).collect();
-                let part = |(k, x): (usize, &f64)| (k as f64 + 1.0) * (x - 0.3 * (k as f64 + 1.0)).powi(2);
+                let part = |(k, x): (usize, &f64)| (k as f64 + 1.0) * (x - 0.45 - 0.05 * k as f64).powi(2);
                 let loss = at.iter().enumerate().map(part).sum();
                 generation.push((at, [0.0, loss]));
             }
@@ -391,17 +391,27 @@ mod tests {
         }
     }
 
-    /// Figures of the Python package cmaes 0.13.1: `CMA(mean=[.5] * 3, sigma=1/6)` was told the same points.
+    /// Figures of the Python package cmaes 0.13.1: `CMA(mean=[.5] * 3, sigma=1/6, lr_adapt=..)` was told the same points.
     #[test]
     fn learns_what_cmaes_learns() {
         agree(
-            &learnt(),
-            [0.1715172755180686, 0.5288599415667438, 0.9698790806234947],
-            0.11082485512080086,
+            &learnt(false),
+            [0.39647608670116763, 0.4854874546014046, 0.5732703062909786],
+            0.05222941144660786,
             [
-                [1.09513947148628, 0.0045578281059232735, -0.005284164255451756],
-                [0.004557828105923277, 0.7544771915800748, 0.0635690042569085],
-                [-0.005284164255451753, 0.0635690042569085, 0.3713863316933004],
+                [1.389338637377648, -0.16532111007965117, -0.06559168366728765],
+                [-0.1653211100796511, 0.7460394094483805, -0.11006347756463769],
+                [-0.06559168366728765, -0.11006347756463769, 0.2629284534455451],
+            ],
+        );
+        agree(
+            &learnt(true),
+            [0.36892534433000934, 0.47661127970286954, 0.5665003180409667],
+            0.07324520603813249,
+            [
+                [1.9271291497037588, 0.26763980436415935, 0.1527062811238735],
+                [0.26763980436415935, 1.4870986407813014, 0.3123004718349847],
+                [0.1527062811238735, 0.3123004718349847, 0.42842540837997095],
             ],
         );
     }
