@@ -14,7 +14,8 @@ use std::time::Duration;
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub enum Transport {
-    /// The best that all ranks can use: `shm` if they share a host and its memory, else as [`Transport::Hier`].
+    /// The best that all ranks can use: `shm` if they share a host and its memory, else as [`Transport::Hier`]. A rank that is
+    /// alone needs no other.
     #[default]
     Auto,
     /// Ranks are threads of one process and meet in the hub.
@@ -151,6 +152,8 @@ impl Rendezvous {
             Transport::Tcp => crate::tcp::connect(self),
             Transport::Hier(host) => crate::hier::connect(self, host.as_deref()),
             Transport::Shm => crate::shm::connect(self),
+            // Who is alone has nobody to meet.
+            Transport::Auto if self.world_size == 1 => crate::thread::connect(self, &Arc::default()),
             Transport::Auto => crate::hier::connect(self, None),
         }
     }

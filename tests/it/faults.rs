@@ -52,7 +52,7 @@ fn a_worker_over_its_memory_is_named_with_its_limit_and_made_good_while_the_budg
 fn a_rank_that_stops_in_its_step_is_found_by_its_silence() {
     let place = Place::new();
     place.write("a.ron", RUN);
-    let args = ["train", "a.ron", "--name", "frozen", "--json", "millis=20", "failure.dead_seconds=1"];
+    let args = ["train", "a.ron", "--name", "frozen", "--json", "millis=80", "failure.dead_seconds=1"];
     let child = place.start_until_step(&args, "frozen");
     let frozen = workers(child.id())[1];
     kill_process(frozen, Signal::STOP).unwrap();

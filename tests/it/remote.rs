@@ -20,7 +20,9 @@ fn a_run_that_lost_its_controller_and_its_folder_goes_on_from_its_url_elsewhere(
     let (server, here) = (Server::start(), Place::new());
     let env = server.environment();
     here.write("a.ron", RUN);
-    let mut child = here.start_until_step_with(&["train", "a.ron", "--workers", "2"], "far", &env);
+    // It stays at a step until it is killed, however long that takes to be seen.
+    let args = ["train", "a.ron", "--workers", "2", "fault=Hang", "at=35"];
+    let mut child = here.start_until_step_with(&args, "far", &env);
     until("two checkpoints", || server.commits().len() >= 2);
     child.kill().unwrap();
     came(child);
@@ -87,7 +89,7 @@ fn a_stop_says_how_to_go_on_from_anywhere() {
     let (server, place) = (Server::start(), Place::new());
     let env = server.environment();
     place.write("a.ron", RUN);
-    let child = place.start_until_step_with(&["train", "a.ron"], "far", &env);
+    let child = place.start_until_step_with(&["train", "a.ron", "steps=1000"], "far", &env);
     rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT)
         .unwrap();
     came(child).code(75).says("saved step-").says(&format!("resume {URL}"));

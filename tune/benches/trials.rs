@@ -1,36 +1,105 @@
-//! What a trial costs that is a call of this process: trials a second, each with its configuration, its report and its end on
-//! the disk. `trials [COUNT] [AT ONCE]` prints a line of JSON.
+//! Our side of `cargo xtask bench tune` for what trials cost. It reads a case from stdin and answers with a line of JSON: the
+//! seconds, and the driver's peak memory in megabytes.
+//!
+//! - `threads <trials> <at once>`: calls of this process, each with its configuration, its report and its end on the disk.
+//! - `pooled <trials> <workers>`: trainings in processes that are kept, of one report each.
+//! - `results <count> <at once>`: reports of calls that never end otherwise, each heard by the scheduler and stored.
+//! - `sleeps <trials> <at once> <milliseconds>`: calls that only wait.
 #![allow(clippy::print_stdout)]
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use regatta_train::registry::{Registration, normalise, parse, run, write};
+use regatta_train::{TrainContext, Trainer, metrics, worker};
 use regatta_tune::sampler::Random;
-use regatta_tune::space::{float, group};
-use regatta_tune::{RunningTrial, Tuner};
+use regatta_tune::space::{Space, float, group};
+use regatta_tune::{Ending, Halt, RunningTrial, Tuner};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+#[derive(Default, Serialize, Deserialize)]
+struct Config {
+    x: f64,
+    y: f64,
+}
+
+fn training(ctx: &mut TrainContext, config: Config) -> regatta_train::Result<f64> {
+    let sum = config.x + config.y;
+    ctx.report(metrics! { sum }).send()?;
+    Ok(sum)
+}
+
+regatta_train::__private::inventory::submit! {
+    Registration {
+        name: "training",
+        type_name: || std::any::type_name_of_val(&training),
+        config: std::any::type_name::<Config>,
+        run: |context, config| run(training, context, config),
+        normalise: normalise::<Config>,
+        parse: parse::<Config>,
+        write: write::<Config>,
+    }
+}
 
 fn main() {
-    // `cargo bench` passes flags of its own.
-    let mut numbers = std::env::args().skip(1).filter_map(|argument| argument.parse::<u64>().ok());
-    let count = numbers.next().unwrap_or(20_000);
-    let concurrent = numbers.next().unwrap_or(16) as usize;
+    worker::enter();
+    for line in std::io::stdin().lines().map_while(Result::ok) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let numbers: Vec<u64> = words.iter().skip(1).filter_map(|word| word.parse().ok()).collect();
+        let (tuner, trials) = match (words.first(), &numbers[..]) {
+            (Some(&"threads"), [trials, at_once]) => (calls(sum, *at_once), *trials),
+            (Some(&"pooled"), [trials, workers]) => {
+                let tuner = Tuner::new(Trainer::new(training, Config::default())).reuse(true);
+                (tuner.concurrent(*workers as usize), *trials)
+            }
+            (Some(&"results"), [count, at_once]) => {
+                let each = count / at_once;
+                let report = move |trial: &mut RunningTrial| -> Result<f64, Halt> {
+                    (1..=each).try_for_each(|step| trial.report(step, 1.0 / step as f64))?;
+                    Ok(0.0)
+                };
+                (calls(report, *at_once), *at_once)
+            }
+            (Some(&"sleeps"), [trials, at_once, milliseconds]) => {
+                let length = Duration::from_millis(*milliseconds);
+                let sleep = move |trial: &mut RunningTrial| {
+                    std::thread::sleep(length);
+                    sum(trial)
+                };
+                (calls(sleep, *at_once), *trials)
+            }
+            _ => panic!("no such case: {line}"),
+        };
+        println!("{}", measured(tuner, trials));
+    }
+}
+
+fn sum(trial: &mut RunningTrial) -> f64 {
+    ["x", "y"].iter().map(|name| trial.config()[name].as_f64().unwrap_or(0.0)).sum()
+}
+
+fn calls<V: regatta_tune::runner::IntoValues>(
+    objective: impl Fn(&mut RunningTrial) -> V + Send + Sync + 'static,
+    at_once: u64,
+) -> Tuner {
+    Tuner::objective(objective).concurrent(at_once as usize)
+}
+
+fn space() -> Space {
+    group().with("x", float(0.0..=1.0)).with("y", float(0.0..=1.0)).build().expect("a space")
+}
+
+fn measured(tuner: Tuner, trials: u64) -> Value {
     let folder = tempfile::tempdir().expect("a folder");
-    let space = group().with("x", float(0.0..=1.0)).with("y", float(0.0..=1.0)).build().expect("a space");
-    let objective = |trial: &mut RunningTrial| {
-        let value = |name: &str| trial.config()[name].as_f64().unwrap_or(0.0);
-        value("x") + value("y")
-    };
-    let tuner = Tuner::objective(objective).minimize("sum").space(space).sampler(Random);
-    let tuner =
-        tuner.samples(count).concurrent(concurrent).storage(folder.path().to_string_lossy()).name("bench");
+    let tuner = tuner.minimize("sum").space(space()).sampler(Random).samples(trials);
+    let tuner = tuner.storage(folder.path().to_string_lossy()).experiment("e").name("bench");
     let begun = Instant::now();
     let (ending, grid) = tuner.drive().expect("it comes to its end");
     let seconds = begun.elapsed().as_secs_f64();
-    assert_eq!((ending, grid.trials().len() as u64), (regatta_tune::Ending::Done, count));
-    let memory = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let peak = memory.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or("").trim().to_owned();
-    println!(
-        "{}",
-        serde_json::json!({ "case": "trials_threads", "trials": count, "concurrent": concurrent, "seconds": seconds,
-                            "per_s": (count as f64 / seconds).round(), "peak": peak })
-    );
+    assert_eq!((ending, grid.trials().len() as u64), (Ending::Done, trials));
+    assert!(grid.errors().next().is_none(), "{:?}", grid.errors().next());
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or("");
+    let peak: f64 = peak.trim().trim_end_matches(" kB").parse().unwrap_or(f64::NAN);
+    json!({ "seconds": seconds, "mb": (peak / 1e3).round() })
 }

@@ -64,6 +64,9 @@ pub struct TuneConfig {
     pub fail_fast: bool,
     /// Whether worker processes go from trial to trial, which then have no run's folder of their own: for many short trials.
     pub reuse: bool,
+    /// Whether trials of calls and of workers that are kept write their metrics to folders of their own, as CSV, JSON lines and
+    /// for TensorBoard, too. Whole trainings always do.
+    pub files: bool,
 }
 
 impl Default for TuneConfig {
@@ -83,6 +86,7 @@ impl Default for TuneConfig {
             enqueue: Vec::new(),
             fail_fast: false,
             reuse: false,
+            files: false,
         }
     }
 }

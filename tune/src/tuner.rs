@@ -276,6 +276,14 @@ impl Tuner {
         self
     }
 
+    /// Whether trials of calls and of workers that are kept write their metrics to folders of their own, too: as CSV, JSON
+    /// lines, and for TensorBoard with their hyperparameters.
+    #[must_use]
+    pub fn files(mut self, files: bool) -> Self {
+        self.config.files = files;
+        self
+    }
+
     /// What schedulers and stoppers count in, if that is not the number of reports.
     #[must_use]
     pub fn resource(mut self, metric: impl Into<String>) -> Self {
@@ -507,7 +515,7 @@ impl Tuner {
             seed: self.run.seed,
             concurrent: self.config.concurrent.unwrap_or(concurrent),
             instant: matches!(self.work, Work::Call(_)),
-            files: false,
+            files: self.config.files && (matches!(self.work, Work::Call(_)) || self.config.reuse),
             sampler: self.sampler.take(),
             scheduler: self.scheduler.take(),
             stopper: self.stopper.take(),
@@ -544,7 +552,7 @@ impl Tuner {
         let executor: Box<dyn Executor> = match work {
             Work::Call(objective) => {
                 let metrics: Vec<String> = config.objectives().into_iter().map(|goal| goal.metric).collect();
-                let job = Job { objective, metrics: metrics.into(), open };
+                let job = Job { objective, metrics: metrics.into(), open, decides };
                 Box::new(ThreadExecutor::start(job, concurrent, to, runtime)?)
             }
             Work::Training(trainer) => {

@@ -16,6 +16,9 @@ use std::future::Future;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use tokio::sync::OnceCell;
+use tonic::transport::Channel;
+
 use self::shared::Shared;
 use crate::proto::control::{self as pb, from_worker};
 use crate::{Begin, Error, Result};
@@ -79,6 +82,8 @@ pub enum Command {
 pub struct Worker {
     shared: Arc<Shared>,
     runtime: Arc<OnceLock<tokio::runtime::Handle>>,
+    /// To the rendezvous; one serves all generations.
+    channel: Arc<OnceCell<Channel>>,
 }
 
 impl Worker {
@@ -117,7 +122,7 @@ impl Worker {
     pub fn hosted(config: WorkerConfig) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let shared = Arc::new(Shared::new(config));
         let runtime = Arc::new(OnceLock::new());
-        let worker = Self { shared: shared.clone(), runtime: runtime.clone() };
+        let worker = Self { shared: shared.clone(), runtime: runtime.clone(), channel: Arc::default() };
         let session = async move {
             runtime.set(tokio::runtime::Handle::current()).ok();
             session::run(shared).await;
@@ -212,7 +217,12 @@ impl Worker {
 
     /// The rendezvous of the worker's present generation.
     pub fn rendezvous(&self, assignment: &Assignment) -> RendezvousClient {
-        RendezvousClient::new(self.shared.config.clone(), assignment, self.runtime.get().cloned())
+        RendezvousClient::new(
+            self.shared.config.clone(),
+            assignment,
+            self.channel.clone(),
+            self.runtime.get().cloned(),
+        )
     }
 }
 

@@ -30,13 +30,14 @@ impl RendezvousClient {
     pub(super) fn new(
         config: WorkerConfig,
         assignment: &Assignment,
+        channel: Arc<OnceCell<Channel>>,
         runtime: Option<tokio::runtime::Handle>,
     ) -> Self {
         Self {
             config: Arc::new(config),
             run: assignment.run.clone(),
             generation: assignment.generation,
-            channel: Arc::default(),
+            channel,
             runtime,
         }
     }

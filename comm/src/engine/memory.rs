@@ -1,4 +1,5 @@
-//! Memory that several ranks map: made by one of them without a name anywhere, sealed against shrinking.
+//! Memory that several ranks map: made by one of them without a name anywhere, sealed against shrinking; for ranks that are
+//! threads, plain memory.
 
 use crate::{Error, Region, Result};
 use rustix::fd::{AsFd, OwnedFd};
@@ -6,7 +7,7 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 use std::ffi::c_void;
 
-/// A shared mapping, unmapped when dropped.
+/// A mapping that ranks share, unmapped when dropped.
 #[derive(Debug)]
 pub(crate) struct Mapping {
     address: *mut c_void,
@@ -43,6 +44,15 @@ impl Mapping {
         let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::POPULATE);
         // SAFETY: a fresh mapping at an address of the kernel's choice disturbs no memory of ours.
         let address = unsafe { rustix::mm::mmap(std::ptr::null_mut(), bytes, protection, flags, fd, 0) };
+        Ok(Mapping { address: address.map_err(failed)?, bytes })
+    }
+
+    /// Memory for threads of this process, zeroed; pages come as they are touched.
+    pub(crate) fn private(bytes: usize) -> Result<Mapping> {
+        let failed = |e: rustix::io::Errno| Error::io(format!("map {bytes} bytes of memory"), e);
+        let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
+        // SAFETY: a fresh mapping at an address of the kernel's choice disturbs no memory of ours.
+        let address = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), bytes, protection, flags) };
         Ok(Mapping { address: address.map_err(failed)?, bytes })
     }
 

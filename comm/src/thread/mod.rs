@@ -1,7 +1,7 @@
 //! The back end whose ranks are threads of one process: for tests and tiny jobs. The same engine as `shm`, without the processes.
 
 use crate::backend::Backend;
-use crate::engine::{Engine, Fabric, Identity, Layout, Mapping, memory};
+use crate::engine::{Engine, Fabric, Identity, Layout, Mapping};
 use crate::rendezvous::{Rendezvous, Transport};
 use crate::store::MemoryStore;
 use crate::{Error, ProcessGroup, Result};
@@ -33,7 +33,7 @@ impl Fabric for Member {
         let key = format!("{}/{id}", self.scope);
         let mut shared = self.hub.shared.lock().unwrap_or_else(|p| p.into_inner());
         if self.rank == 0 {
-            let mapping = Arc::new(Mapping::new(memory::create(bytes)?, bytes)?);
+            let mapping = Arc::new(Mapping::private(bytes)?);
             if self.world > 1 {
                 shared.insert(key, (mapping.clone(), self.world - 1));
                 self.hub.changed.notify_all();

@@ -71,32 +71,51 @@ impl<T: IntoValues, E: Into<Halt>> IntoValues for Result<T, E> {
     }
 }
 
-/// What a trial is told after a report.
+/// Why a trial is to leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Word {
-    GoOn,
+enum Leave {
     Pause,
     Stop,
 }
 
+/// How many reports may be unanswered where no answer but to go on is expected.
+const AHEAD: u32 = 256;
+
 /// Where the loop leaves word for a trial.
 #[derive(Default)]
 struct Mailbox {
-    word: Mutex<Option<Word>>,
+    slot: Mutex<Slot>,
     news: Condvar,
     over: AtomicBool,
 }
 
+#[derive(Default)]
+struct Slot {
+    leave: Option<Leave>,
+    /// Reports on which there was no word yet.
+    unanswered: u32,
+    waiting: bool,
+}
+
 impl Mailbox {
-    fn lock(&self) -> MutexGuard<'_, Option<Word>> {
-        self.word.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Slot> {
+        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn put(&self, word: Word) {
+    /// The trial may go on after a report.
+    fn go_on(&self) {
         let mut slot = self.lock();
-        // Who is to leave is not called back, but may be told not to come again.
-        if matches!(*slot, None | Some(Word::GoOn)) || word == Word::Stop {
-            *slot = Some(word);
+        slot.unanswered = slot.unanswered.saturating_sub(1);
+        if slot.waiting {
+            self.news.notify_all();
+        }
+    }
+
+    /// The trial is to leave. Who is to pause may yet be told to stop, but not the other way round.
+    fn leave(&self, why: Leave) {
+        let mut slot = self.lock();
+        if slot.leave.is_none() || why == Leave::Stop {
+            slot.leave = Some(why);
         }
         self.news.notify_all();
     }
@@ -107,15 +126,21 @@ impl Mailbox {
         self.news.notify_all();
     }
 
-    /// Waits for a word. The loop always has one for a report, or ends the trial.
-    fn take(&self) -> Word {
-        let waits = |word: &mut Option<Word>| word.is_none() && !self.over.load(Ordering::Acquire);
-        let mut slot = self.news.wait_while(self.lock(), waits).unwrap_or_else(PoisonError::into_inner);
-        match *slot {
-            Some(Word::GoOn) => slot.take().unwrap_or(Word::GoOn),
-            Some(word) => word,
-            None => Word::Pause,
+    /// A report is about to be told.
+    fn report(&self) {
+        self.lock().unanswered += 1;
+    }
+
+    /// Waits until no more than so many reports are unanswered; why to leave, if the trial is to. The loop has a word for every
+    /// report, or ends the trial.
+    fn wait(&self, unanswered: u32) -> Option<Leave> {
+        let mut slot = self.lock();
+        while slot.leave.is_none() && slot.unanswered > unanswered && !self.over.load(Ordering::Acquire) {
+            slot.waiting = true;
+            slot = self.news.wait(slot).unwrap_or_else(PoisonError::into_inner);
+            slot.waiting = false;
         }
+        slot.leave.or(self.over.load(Ordering::Acquire).then_some(Leave::Pause))
     }
 }
 
@@ -129,8 +154,10 @@ pub struct RunningTrial {
     metrics: Arc<[String]>,
     mailbox: Arc<Mailbox>,
     to: Sender<Heard>,
+    /// Whether anything is decided at reports.
+    decides: bool,
     reported: bool,
-    halted: Option<Word>,
+    halted: Option<Leave>,
 }
 
 impl RunningTrial {
@@ -152,8 +179,7 @@ impl RunningTrial {
 
     /// Whether the study wants it to end.
     pub fn should_stop(&self) -> bool {
-        let told = matches!(*self.mailbox.lock(), Some(Word::Pause | Word::Stop));
-        told || self.mailbox.over.load(Ordering::Acquire)
+        self.mailbox.lock().leave.is_some() || self.mailbox.over.load(Ordering::Acquire)
     }
 
     /// Asks for a real number, where the study has no space of its own: the space is what its trials ask for.
@@ -194,15 +220,13 @@ impl RunningTrial {
             return Err(Halt::Told);
         }
         self.discover();
+        self.mailbox.report();
         self.tell_values(step, values);
         self.reported = true;
-        match self.mailbox.take() {
-            Word::GoOn => Ok(()),
-            word => {
-                self.halted = Some(word);
-                Err(Halt::Told)
-            }
-        }
+        // A report that is no number is the trial's last.
+        let decisive = self.decides || values.iter().any(|value| value.is_nan());
+        self.halted = self.mailbox.wait(if decisive { 0 } else { AHEAD });
+        if self.halted.is_some() { Err(Halt::Told) } else { Ok(()) }
     }
 
     fn tell_values(&mut self, step: u64, values: &[f64]) {
@@ -232,7 +256,7 @@ impl RunningTrial {
         self.discover();
         let trial = self.number;
         let input = match (outcome, self.halted) {
-            (_, Some(Word::Pause)) => Input::Paused { trial },
+            (_, Some(Leave::Pause)) => Input::Paused { trial },
             (_, Some(_)) => Input::Finished { trial },
             (Ok(Ok(values)), None) if values.len() == self.metrics.len() => {
                 // Who reported is judged by the last report.
@@ -265,6 +289,8 @@ pub(crate) struct Job {
     pub(crate) metrics: Arc<[String]>,
     /// Where the space is discovered: the study's seed.
     pub(crate) open: Option<u64>,
+    /// Whether anything is decided at reports.
+    pub(crate) decides: bool,
 }
 
 /// What the threads share.
@@ -333,6 +359,7 @@ impl ThreadExecutor {
             metrics: self.job.metrics.clone(),
             mailbox,
             to: self.to.clone(),
+            decides: self.job.decides,
             reported: false,
             halted: None,
         };
@@ -340,9 +367,9 @@ impl ThreadExecutor {
         self.queue.news.notify_one();
     }
 
-    fn word(&self, trial: u32, word: Word) {
+    fn mailbox(&self, trial: u32, put: impl FnOnce(&Mailbox)) {
         if let Some(mailbox) = self.mailboxes.get(&trial) {
-            mailbox.put(word);
+            put(mailbox);
         }
     }
 }
@@ -356,9 +383,9 @@ impl Executor for ThreadExecutor {
         let Task { incarnation, order } = task;
         match order {
             Order::Launch { trial, config, .. } => self.launch(trial, incarnation, config),
-            Order::GoOn { trial } => self.word(trial, Word::GoOn),
-            Order::Pause { trial } => self.word(trial, Word::Pause),
-            Order::Stop { trial } => self.word(trial, Word::Stop),
+            Order::GoOn { trial } => self.mailbox(trial, Mailbox::go_on),
+            Order::Pause { trial } => self.mailbox(trial, |mailbox| mailbox.leave(Leave::Pause)),
+            Order::Stop { trial } => self.mailbox(trial, |mailbox| mailbox.leave(Leave::Stop)),
             Order::Kill { trial } => {
                 if let Some(mailbox) = self.mailboxes.remove(&trial) {
                     mailbox.halt();
@@ -367,7 +394,7 @@ impl Executor for ThreadExecutor {
             // A call has no workers to be given.
             Order::Resize { trial, .. } => {
                 tell(&self.to, trial, incarnation, Input::Started { trial, attempt: 0 });
-                self.word(trial, Word::GoOn);
+                self.mailbox(trial, Mailbox::go_on);
             }
         }
         Ok(())
@@ -375,7 +402,7 @@ impl Executor for ThreadExecutor {
 
     /// A call cannot be interrupted; it is waited for, unless it looks.
     fn interrupt(&mut self, trial: u32) {
-        self.word(trial, Word::Pause);
+        self.mailbox(trial, |mailbox| mailbox.leave(Leave::Pause));
     }
 
     fn end(&mut self) {

@@ -200,7 +200,7 @@ impl Scheduler for Running {
             return;
         }
         if next == last {
-            turn.stop(trial, format!("it has had the full resource of {}", self.config.max));
+            turn.finish(trial, format!("it has had the full resource of {}", self.config.max));
         } else if report.value.is_nan() {
             turn.stop(trial, "its result at a rung is not a number");
         } else {

@@ -120,8 +120,13 @@ pub enum Action {
         /// Which trial.
         trial: u32,
     },
-    /// End the trial, running or paused; answer with [`Event::Finished`].
+    /// End the trial, running or paused, before its time; answer with [`Event::Finished`].
     Stop {
+        /// Which trial.
+        trial: u32,
+    },
+    /// End the trial, which has had all it was to have and counts as completed; answer with [`Event::Finished`].
+    Finish {
         /// Which trial.
         trial: u32,
     },
@@ -169,6 +174,7 @@ impl Action {
             Action::Continue { .. } => "continue",
             Action::Pause { .. } => "pause",
             Action::Stop { .. } => "stop",
+            Action::Finish { .. } => "finish",
             Action::Resume { .. } => "resume",
             Action::Clone { .. } => "clone",
             Action::Resize { .. } => "resize",
@@ -185,6 +191,7 @@ impl Action {
             Action::Continue { trial }
             | Action::Pause { trial }
             | Action::Stop { trial }
+            | Action::Finish { trial }
             | Action::Resume { trial, .. }
             | Action::Clone { trial, .. }
             | Action::Resize { trial, .. } => Some(*trial),

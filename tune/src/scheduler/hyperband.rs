@@ -203,7 +203,7 @@ impl Scheduler for Running {
         self.results.entry(level).or_default().insert(score);
         bracket.racing.remove(&trial);
         if bracket.rung + 1 == bracket.levels.len() {
-            turn.stop(trial, format!("it has had the full resource of {level}"));
+            turn.finish(trial, format!("it has had the full resource of {level}"));
         } else {
             bracket.reached.insert(score);
             bracket.pausing.insert(trial);

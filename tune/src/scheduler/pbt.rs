@@ -253,7 +253,7 @@ impl Scheduler for Running {
             model.observe(report, entry.config(), &*self.space);
         }
         if done {
-            turn.stop(trial, format!("it has had the full resource of {resource}"));
+            turn.finish(trial, format!("it has had the full resource of {resource}"));
         } else if self.others_wait(turn) {
             if let Some(member) = self.members.get_mut(&trial) {
                 member.held = true;

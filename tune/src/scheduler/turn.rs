@@ -53,13 +53,22 @@ impl<'a> Turn<'a> {
         }
     }
 
-    /// Ends a trial.
+    /// Ends a trial before its time: to samplers it counts as pruned.
     pub fn stop(&mut self, trial: u32, reason: impl Into<Cow<'static, str>>) {
+        self.end(Action::Stop { trial }, trial, reason);
+    }
+
+    /// Ends a trial that has had all it was to have: it counts as completed.
+    pub fn finish(&mut self, trial: u32, reason: impl Into<Cow<'static, str>>) {
+        self.end(Action::Finish { trial }, trial, reason);
+    }
+
+    fn end(&mut self, action: Action, trial: u32, reason: impl Into<Cow<'static, str>>) {
         let legal = match self.roster.state(trial) {
             State::Stopping | State::Ended => Err("it is over"),
             _ => Ok(()),
         };
-        if self.take(Action::Stop { trial }, legal, reason) {
+        if self.take(action, legal, reason) {
             self.roster.enter(trial, State::Stopping);
         }
     }

@@ -152,7 +152,7 @@ impl<W: Workload, F: FnMut(&Ask<'_>) -> Option<Config>> Run<'_, W, F> {
         match action {
             Action::Continue { .. } | Action::Wait | Action::Done => {}
             Action::Pause { trial } => self.leave(*trial, What::Left),
-            Action::Stop { trial } => self.leave(*trial, What::Ended),
+            Action::Stop { trial } | Action::Finish { trial } => self.leave(*trial, What::Ended),
             Action::Resume { trial, checkpoint } => {
                 if let Some(checkpoint) = checkpoint {
                     self.restore(*trial, checkpoint)?;

@@ -90,6 +90,8 @@ pub struct Facts {
     checkpoints: BTreeSet<String>,
     /// Whether something runs for it.
     placed: bool,
+    /// Whether it was told to end as it has had all it was to have.
+    full: bool,
 }
 
 /// The machine.
@@ -314,6 +316,7 @@ impl Machine {
             Action::Continue { trial } => self.order(Order::GoOn { trial }),
             Action::Pause { trial } => self.order(Order::Pause { trial }),
             Action::Stop { trial } => self.stop(trial)?,
+            Action::Finish { trial } => self.finish(trial)?,
             Action::StartNew => self.start_new()?,
             Action::Resume { trial, checkpoint } => {
                 self.emit(Some(trial), TrialResumed {});
@@ -341,7 +344,15 @@ impl Machine {
             self.order(Order::Stop { trial });
             return Ok(());
         }
-        self.end(trial, Outcome::Stopped)
+        self.finished(trial)
+    }
+
+    /// Ends a trial that has had all it was to have.
+    fn finish(&mut self, trial: u32) -> Result<()> {
+        if let Some(facts) = self.trials.get_mut(&trial) {
+            facts.full = true;
+        }
+        self.stop(trial)
     }
 
     fn place(&mut self, trial: u32) {
@@ -480,9 +491,9 @@ impl Machine {
         match stop {
             Some(Stop::Trial(why)) if stopped => {
                 let decided =
-                    Decided { by: "stopper".into(), action: "stop".into(), reason: why, data: Value::Null };
+                    Decided { by: "stopper".into(), action: "finish".into(), reason: why, data: Value::Null };
                 self.emit(Some(trial), decided);
-                self.stop(trial)
+                self.finish(trial)
             }
             Some(Stop::Study(why)) if self.closing.is_none() => self.close(why),
             _ => Ok(()),
@@ -523,7 +534,8 @@ impl Machine {
             return Ok(());
         };
         if facts.values.iter().all(Option::is_some) {
-            let stopped = self.roster().state(trial) == State::Stopping || self.closing.is_some();
+            let early = self.roster().state(trial) == State::Stopping || self.closing.is_some();
+            let stopped = early && !facts.full;
             return self.end(trial, if stopped { Outcome::Stopped } else { Outcome::Completed });
         }
         let missing = self.parts.objectives.iter().zip(&facts.values).find(|(_, value)| value.is_none());

@@ -24,9 +24,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let program = build("regatta", "cost")?;
     let program = Path::new(program.get_program());
+    let scratch = std::env::temp_dir().join(format!("regatta-cost-{}", std::process::id()));
+    if OVERHEAD.contains(&args.case) {
+        let shares: Vec<f64> =
+            (0..args.rounds).map(|_| Ok(measure(program, &scratch, OVERHEAD)?.0)).collect::<Result<_>>()?;
+        println!("{}", json!({"case": OVERHEAD, "share": rounded(median(&shares))}));
+    }
+    if cases.is_empty() {
+        return Ok(());
+    }
     let mut peer = Command::new(python::RAY.python()?);
     let mut peer = Contestant::start("Ray", peer.arg(root().join("benches/peers/ray_train.py")))?;
-    let scratch = std::env::temp_dir().join(format!("regatta-cost-{}", std::process::id()));
     for case in cases {
         let (mut ours, mut beyond, mut ray, mut ratios, mut memory) =
             (vec![], vec![], vec![], vec![], vec![]);
@@ -54,11 +62,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             line["controller_mb"] = json!(rounded(median(&memory)));
         }
         println!("{line}");
-    }
-    if OVERHEAD.contains(&args.case) {
-        let shares: Vec<f64> =
-            (0..args.rounds).map(|_| Ok(measure(program, &scratch, OVERHEAD)?.0)).collect::<Result<_>>()?;
-        println!("{}", json!({"case": OVERHEAD, "share": rounded(median(&shares))}));
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ mod cost;
 mod resume;
 mod step;
 mod train;
+mod trials;
 mod tune;
 
 use std::io::{BufRead, BufReader, Write};
@@ -58,7 +59,7 @@ enum Name {
     Step,
     /// Two workers in step, against PyTorch's DDP and twice one worker
     Train,
-    /// A suggestion of TPE and of a Gaussian process, against Optuna's
+    /// A suggestion of TPE and of a Gaussian process, against Optuna's; a trial, against Ray Tune's
     Tune,
 }
 
@@ -74,7 +75,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Name::Step => step::run(args),
         Name::Train => train::run(args).and_then(|()| cost::run(args)),
         Name::Tune if args.quality => tune::quality(args),
-        Name::Tune => tune::run(args),
+        Name::Tune => tune::run(args).and_then(|()| trials::run(args)),
     }
 }
 
