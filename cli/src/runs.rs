@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use regatta_track::event::Outcome as Ended;
 use regatta_track::state::{Checkpoint, Metric, Run, Status};
 use regatta_track::{Reader, Timestamp};
+use regatta_train::folder::is_run;
 use serde_json::{Value, json};
 
 use crate::args::{Ls, Show};
@@ -46,7 +47,7 @@ pub(crate) fn all(root: &Path) -> Vec<Found> {
 
 fn run_at(folder: PathBuf) -> Option<Found> {
     let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
-    folder.join("run.db").is_file().then(|| Found {
+    is_run(&folder).then(|| Found {
         experiment: folder.parent().and_then(name).unwrap_or_default(),
         name: name(&folder).unwrap_or_default(),
         folder,

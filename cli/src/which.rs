@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use regatta_track::{Query, Reader, Timestamp};
+use regatta_train::folder::is_run;
 use regatta_tune::results::ResultGrid;
 
 use crate::problem::{Outcome, Problem};
@@ -86,7 +87,7 @@ pub(crate) fn run(word: &str, root: &Path) -> Outcome<Found> {
     };
     let folder = study.folder.join("trials").join(format!("{number:05}"));
     let name = format!("{}/{number}", study.name);
-    if !folder.join("run.db").is_file() {
+    if !is_run(&folder) {
         let why = format!("trial {name} is no run of its own: there is no run.db in {}", folder.display());
         return Err(Problem::usage(why));
     }

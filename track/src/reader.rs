@@ -37,6 +37,12 @@ impl Reader {
         Ok(Reader { db, words: Words::default(), path })
     }
 
+    /// Whether a run is stored in this folder. A file whose making was cut short holds none, and is made again by
+    /// [`Store::create`](crate::Store::create).
+    pub fn finds(folder: impl AsRef<Path>) -> bool {
+        !matches!(Reader::open(folder), Err(Error::NotFound { .. }))
+    }
+
     /// This moment. While it is held the write-ahead log cannot be cut, so let go of it soon.
     pub fn snapshot(&mut self) -> Result<Snapshot<'_>> {
         let tx = self.db.transaction().map_err(Error::sqlite("read", &self.path))?;

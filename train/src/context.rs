@@ -228,13 +228,15 @@ impl TrainContext {
                 Some(restore::load(state, found, self.rank(), self.world_size())?)
             }
         };
+        let reports = restored.as_ref().and_then(|restored| restored.reports);
+        self.saving.counts_from(reports.unwrap_or(0));
         self.saving.prepare(state)?;
         let step = self.counters.step();
         self.pace.restart(Instant::now(), step);
         if self.rank() == 0 {
             let checkpoint = restored.as_ref().map(|restored| restored.checkpoint.clone());
             let damaged = restored.as_ref().map(|restored| restored.damaged.clone()).unwrap_or_default();
-            self.link.tell(step, FromRank::Restored { checkpoint, step, damaged })?;
+            self.link.tell(step, FromRank::Restored { checkpoint, step, reports, damaged })?;
         }
         Ok(restored)
     }

@@ -212,7 +212,7 @@ fn stored_config(folder: &Path) -> Result<Experiment<Value>> {
 
 /// Whether this is a run's folder.
 pub fn is_run(folder: &Path) -> bool {
-    folder.join("run.db").is_file()
+    Reader::finds(folder)
 }
 
 fn is_url(storage: &str) -> bool {
@@ -281,6 +281,7 @@ pub fn draw_name() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use regatta_track::{Store, StoreConfig};
 
     fn config(storage: &Path) -> RunConfig {
         RunConfig { storage: storage.to_str().unwrap().into(), ..RunConfig::default() }
@@ -296,7 +297,10 @@ mod tests {
         folder.create().unwrap();
         let run = RunConfig { experiment: Some("mnist".into()), ..wanted.clone() };
         folder.write_config(&Experiment { run, ..Experiment::default() }).unwrap();
+        // What a run that was killed at its very beginning left is none.
         std::fs::write(folder.path.join("run.db"), "").unwrap();
+        folder.create().unwrap();
+        Store::create(&folder.path, StoreConfig::default()).unwrap().close().unwrap();
         assert!(matches!(folder.create(), Err(Error::RunExists { .. })));
         for what in ["one", "mnist/one", folder.path.to_str().unwrap()] {
             assert_eq!(RunFolder::find(what, &wanted).unwrap(), folder);

@@ -24,6 +24,8 @@ pub struct Restored {
     pub step: u64,
     /// The epoch to go on with, from 0.
     pub epoch: u64,
+    /// How many reports led to it; what was saved by hands that do not count them does not say.
+    pub reports: Option<u64>,
     /// How many ranks saved it.
     pub world_size: usize,
     /// Newer ones that were passed over since they are damaged, each with why.
@@ -107,6 +109,7 @@ pub(crate) fn load(state: &mut State, found: Found, rank: usize, world: usize) -
         checkpoint: checkpoint.name().to_string(),
         step: saved.step,
         epoch: saved.epoch,
+        reports: saved.reports,
         world_size: manifest.world_size as usize,
         damaged: found.damaged.iter().map(ToString::to_string).collect(),
     })

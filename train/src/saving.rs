@@ -26,6 +26,9 @@ pub(crate) const STATE_VERSION: u32 = 1;
 pub(crate) struct RankState {
     pub(crate) step: u64,
     pub(crate) epoch: u64,
+    /// How many reports the run had made.
+    #[serde(default)]
+    pub(crate) reports: Option<u64>,
     pub(crate) parts: Vec<PartState>,
 }
 
@@ -67,6 +70,8 @@ pub(crate) struct Saving {
     policy: Policy,
     saver: Option<Saver>,
     flight: Option<Flight>,
+    /// The run's reports before this attempt.
+    before: u64,
     /// The last commit.
     last: Option<String>,
     /// Step and epoch of the last save that was begun, and of the last that was committed.
@@ -88,6 +93,7 @@ impl Saving {
             policy,
             saver: None,
             flight: None,
+            before: 0,
             last: None,
             begun: None,
             committed: None,
@@ -152,6 +158,11 @@ impl Saving {
         self.last = ours.then(|| name.to_string());
     }
 
+    /// So many reports of the run led to what it goes on from.
+    pub(crate) fn counts_from(&mut self, reports: u64) {
+        self.before = reports;
+    }
+
     /// Begins a save; what it comes to is told by [`Saving::poll`]. A save that fails is told and does not end training,
     /// but for one by a rank that has a successor.
     pub(crate) fn begin(&mut self, state: &State, moment: Moment) -> Result<()> {
@@ -182,7 +193,8 @@ impl Saving {
             let (version, values) = (component.version(), component.values()?);
             parts.push(PartState { key: key.clone(), version, values });
         }
-        let own = RankState { step: moment.step, epoch: moment.epoch, parts };
+        let reports = Some(self.before + moment.reports);
+        let own = RankState { step: moment.step, epoch: moment.epoch, reports, parts };
         let mut save = Save::new(moment.step, &views).state(STATE_VERSION, &own)?;
         for (name, value) in moment.metrics.iter().filter(|(_, value)| value.is_finite()) {
             save = save.metric(name, *value);

@@ -81,6 +81,9 @@ pub enum FromRank {
         checkpoint: Option<String>,
         /// The step it was taken at.
         step: u64,
+        /// How many reports led to it, if it says so.
+        #[serde(default)]
+        reports: Option<u64>,
         /// Newer ones that were passed over since they are damaged, each with why.
         damaged: Vec<String>,
     },

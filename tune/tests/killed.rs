@@ -156,7 +156,10 @@ fn equal(kind: &'static str, rounds: usize) -> Result<(), Failed> {
         }
         let killed = end(folder.path())?;
         if killed != calm {
-            return Err(format!("after {kills} kills\n{killed}\nis not\n{calm}").into());
+            let left = folder.keep();
+            return Err(
+                format!("after {kills} kills, left in {}\n{killed}\nis not\n{calm}", left.display()).into()
+            );
         }
     }
     Ok(())
@@ -169,20 +172,16 @@ fn main() -> ExitCode {
         return driver(&kind, &folder, at);
     }
     let asked = std::env::var("REGATTA_KILL_ROUNDS").ok().and_then(|rounds| rounds.parse().ok());
-    // Those of trainings are run on demand until they have been seen to hold.
-    let wanted = asked.is_some();
     let tests = vec![
         Trial::test("a_killed_study_of_calls_equals_one_left_alone", move || {
             equal("call", asked.unwrap_or(ROUNDS))
         }),
         Trial::test("a_killed_study_of_trainings_equals_one_left_alone", move || {
-            equal("asha", asked.unwrap_or(ROUNDS / 4))
-        })
-        .with_ignored_flag(!wanted),
+            equal("asha", asked.unwrap_or(ROUNDS / 2))
+        }),
         Trial::test("a_killed_population_equals_one_left_alone", move || {
-            equal("pbt", asked.unwrap_or(ROUNDS / 4))
-        })
-        .with_ignored_flag(!wanted),
+            equal("pbt", asked.unwrap_or(ROUNDS / 2))
+        }),
     ];
     libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
 }

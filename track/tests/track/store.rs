@@ -273,3 +273,18 @@ fn names_without_end_and_bodies_without_measure_are_refused() {
     store.close().unwrap();
     assert_sound(dir.path());
 }
+
+#[test]
+fn a_store_whose_making_was_cut_short_is_none_and_is_made_again() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(!Reader::finds(dir.path()));
+    std::fs::write(dir.path().join("run.db"), "").unwrap();
+    assert!(!Reader::finds(dir.path()));
+    assert!(matches!(Store::open(dir.path(), StoreConfig::default()), Err(Error::NotFound { .. })));
+    new_store(dir.path()).close().unwrap();
+    assert!(Reader::finds(dir.path()));
+    assert_sound(dir.path());
+    // One that cannot be read is there.
+    std::fs::write(dir.path().join("run.db"), [b'x'; 8192]).unwrap();
+    assert!(Reader::finds(dir.path()));
+}

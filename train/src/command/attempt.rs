@@ -81,7 +81,7 @@ impl Attempt {
             None => (None, 0, Vec::new()),
         };
         (self.checkpoint, self.said.step) = (checkpoint.clone(), step);
-        self.tell(0, Saying::Told(FromRank::Restored { checkpoint, step, damaged }));
+        self.tell(0, Saying::Told(FromRank::Restored { checkpoint, step, reports: None, damaged }));
     }
 
     /// The next thing to tell. Whatever is under way is kept here, so that the call may be given up.

@@ -400,8 +400,8 @@ impl Drive {
                 return;
             }
             Saying::Told(FromRank::Progress(progress)) => self.tell(&RunEvent::Progress(&progress)),
-            Saying::Told(FromRank::Restored { checkpoint, step, damaged }) => {
-                self.restored(checkpoint, step, damaged).await;
+            Saying::Told(FromRank::Restored { checkpoint, step, reports, damaged }) => {
+                self.restored(checkpoint, step, reports, damaged).await;
             }
             Saying::Committed(committed) => self.committed(committed).await,
             Saying::Done(done) => self.done(rank, done).await,
@@ -461,13 +461,19 @@ impl Drive {
         })
     }
 
-    async fn restored(&mut self, checkpoint: Option<String>, step: u64, damaged: Vec<String>) {
+    async fn restored(
+        &mut self,
+        checkpoint: Option<String>,
+        step: u64,
+        reports: Option<u64>,
+        damaged: Vec<String>,
+    ) {
         let kept = checkpoint.as_deref().and_then(|name| self.machine.ledger().checkpoints.get(name));
-        self.attempt.before = match kept.map(|kept| kept.iteration) {
-            Some(Some(iteration)) => iteration,
-            // One that was found, not told: the reports know.
-            Some(None) => self.iteration_at(step).await,
-            None => match &self.parts.restore {
+        self.attempt.before = match (reports, kept.map(|kept| kept.iteration)) {
+            (Some(reports), _) | (None, Some(Some(reports))) => reports,
+            // One that was found, not told, and does not say itself: the reports know.
+            (None, Some(None)) => self.iteration_at(step).await,
+            (None, None) => match &self.parts.restore {
                 Restore::From { checkpoint: taken, iteration, .. } if checkpoint.as_ref() == Some(taken) => {
                     *iteration
                 }

@@ -111,7 +111,15 @@ impl Scripted {
                     let newest = newest.map(|found| found.checkpoint.name().clone());
                     let (step, checkpoint) =
                         (newest.as_ref().map_or(0, |n| n.step), newest.map(|n| n.to_string()));
-                    self.say(0, Saying::Told(FromRank::Restored { checkpoint, step, damaged: Vec::new() }));
+                    self.say(
+                        0,
+                        Saying::Told(FromRank::Restored {
+                            checkpoint,
+                            step,
+                            reports: None,
+                            damaged: Vec::new(),
+                        }),
+                    );
                 }
                 Move::Commit(step) => {
                     let committed = self.save(step);

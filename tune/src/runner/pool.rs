@@ -386,6 +386,7 @@ impl Worker {
                 }
                 tell(&self.shared.to, trial, incarnation, Input::Reported { trial, step, metrics });
             }
+            Saying::Told(FromRank::Restored { reports: Some(reports), .. }) => known.before = reports,
             Saying::Told(_) => {}
             Saying::Committed(Committed { name, step, bytes, mut metrics, reports, error: None, .. }) => {
                 let iteration = known.before + reports;

@@ -1,5 +1,5 @@
-//! Random choices that a replay repeats: a stream of numbers that is a hash of the study's seed and the number of the
-//! event being decided on. Not for sampling configurations; the samplers have better streams.
+//! Random choices that a replay repeats: a stream of numbers that is a hash of the study's seed and of what is being decided
+//! on. Not for sampling configurations; the samplers have better streams.
 
 /// The random stream of one decision.
 #[derive(Clone, Debug)]
@@ -12,6 +12,11 @@ impl Draw {
     #[must_use]
     pub fn new(seed: u64, event: u64) -> Self {
         Draw { state: mix(mix(seed) ^ event.wrapping_mul(0xd134_2543_de82_ef95)) }
+    }
+
+    /// The stream of a seed and several numbers.
+    pub(super) fn of(seed: u64, what: [u64; 4]) -> Self {
+        Draw { state: what.into_iter().fold(mix(seed), |state, number| mix(state ^ number).wrapping_add(1)) }
     }
 
     /// The next 64 bits.

@@ -3,7 +3,7 @@
 //!
 //! A scheduler is a pure state machine. The [`Referee`] feeds it [`Event`]s and hands out [`Decision`]s; there is no clock,
 //! thread or file in it, so a study that is resumed feeds it the stored events again and has it back bit for bit. Random
-//! choices are hashes of the study's seed and the number of the event.
+//! choices are hashes of the study's seed and of what is decided on.
 //!
 //! ```
 //! use regatta_tune::scheduler::{Action, Asha, Event, Referee, Report, SchedulerConfig};

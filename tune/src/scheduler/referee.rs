@@ -45,7 +45,8 @@ pub struct Referee {
     scheduler: Box<dyn Scheduler>,
     roster: Roster,
     seed: u64,
-    events: u64,
+    /// Offers that came to something.
+    offers: u64,
     rescues: u64,
 }
 
@@ -53,7 +54,7 @@ impl Referee {
     /// A referee of a fresh study.
     #[must_use]
     pub fn new(scheduler: Box<dyn Scheduler>, seed: u64) -> Self {
-        Referee { scheduler, roster: Roster::default(), seed, events: 0, rescues: 0 }
+        Referee { scheduler, roster: Roster::default(), seed, offers: 0, rescues: 0 }
     }
 
     /// What is known of the trials.
@@ -78,7 +79,7 @@ impl Referee {
     /// Takes in what happened and answers what is to be done, in this order. A report is answered by a decision on its
     /// trial, an offered slot by what is to run there. An error leaves the study where a person has to look at it.
     pub fn handle(&mut self, event: Event) -> Result<Vec<Decision>, Misuse> {
-        let decisions = match event {
+        match event {
             Event::Created { trial, config } => self.created(trial, config),
             Event::Started { trial } => self.started(trial),
             Event::Reported(report) => self.reported(&report),
@@ -86,18 +87,16 @@ impl Referee {
             Event::Paused { trial, checkpoint } => self.paused(trial, checkpoint),
             Event::Finished { trial } => self.ended("finished", trial, End::Finished),
             Event::Failed { trial } => self.ended("failed", trial, End::Failed),
-            Event::Slot => return self.slot(),
+            Event::Slot => self.slot(),
             Event::Exhausted => {
                 self.roster.exhaust(true);
-                self.ask(|scheduler, turn| scheduler.exhausted(turn))
+                self.ask(Occasion::Exhausted, |scheduler, turn| scheduler.exhausted(turn))
             }
             Event::Extended => {
                 self.roster.exhaust(false);
                 Ok(Vec::new())
             }
-        }?;
-        self.events += 1;
-        Ok(decisions)
+        }
     }
 
     fn created(&mut self, trial: u32, config: Arc<Config>) -> Result<Vec<Decision>, Misuse> {
@@ -105,7 +104,7 @@ impl Referee {
             return Err(Misuse::OutOfOrder { event: "created", trial, why: "which there is already" });
         }
         self.roster.create(trial, config);
-        self.ask(|scheduler, turn| scheduler.created(trial, turn))
+        self.ask(Occasion::Created(trial), |scheduler, turn| scheduler.created(trial, turn))
     }
 
     fn started(&mut self, trial: u32) -> Result<Vec<Decision>, Misuse> {
@@ -125,7 +124,8 @@ impl Referee {
             State::Stopping | State::Ended => standing(Action::Stop { trial }, "it was to stop already"),
             State::Running => {
                 self.roster.report(report);
-                let mut decisions = self.ask(|scheduler, turn| scheduler.reported(report, turn))?;
+                let mut decisions =
+                    self.ask(Occasion::Reported(trial), |scheduler, turn| scheduler.reported(report, turn))?;
                 if !decisions.iter().any(|decision| decision.action.trial() == Some(trial)) {
                     decisions.push(Decision {
                         action: Action::Continue { trial },
@@ -154,7 +154,7 @@ impl Referee {
             self.roster.checkpoint(trial, checkpoint);
         }
         self.roster.enter(trial, State::Paused);
-        self.ask(|scheduler, turn| scheduler.paused(trial, turn))
+        self.ask(Occasion::Paused(trial), |scheduler, turn| scheduler.paused(trial, turn))
     }
 
     fn ended(&mut self, event: &'static str, trial: u32, how: End) -> Result<Vec<Decision>, Misuse> {
@@ -164,15 +164,15 @@ impl Referee {
             (_, how) => how,
         };
         self.roster.enter(trial, State::Ended);
-        self.ask(|scheduler, turn| scheduler.ended(trial, how, turn))
+        self.ask(Occasion::Ended(trial), |scheduler, turn| scheduler.ended(trial, how, turn))
     }
 
     /// Offers the slot. Nothing is counted for an offer that comes to nothing, so that it leaves no trace.
     fn slot(&mut self) -> Result<Vec<Decision>, Misuse> {
-        let (mut decisions, free) = self.consult(true, |scheduler, turn| scheduler.slot(turn))?;
+        let (mut decisions, free) = self.consult(Occasion::Slot, |scheduler, turn| scheduler.slot(turn))?;
         if free && self.roster.in_flight() == 0 && self.roster.paused().next().is_some() {
             self.rescues += 1;
-            let (more, _) = self.consult(true, rescue)?;
+            let (more, _) = self.consult(Occasion::Slot, rescue)?;
             decisions.extend(more);
         } else if free {
             let (action, reason) = if self.roster.in_flight() > 0 {
@@ -183,9 +183,28 @@ impl Referee {
             decisions.push(Decision { action, reason: reason.into() });
         }
         if !decisions.iter().all(|decision| matches!(decision.action, Action::Wait | Action::Done)) {
-            self.events += 1;
+            self.offers += 1;
         }
         Ok(decisions)
+    }
+
+    /// The random numbers of an occasion: they depend on what it is about and not on how many events came before, as a study
+    /// that was interrupted is told of more starts and of more checkpoints than one that was not.
+    fn draw(&self, occasion: &Occasion) -> Draw {
+        let stands = |kind: u64, trial: u32| {
+            let entry = self.roster.get(trial);
+            let (resource, legs) = entry.map_or((0, 0), |entry| (entry.resource, entry.legs.len()));
+            [kind, trial.into(), resource, legs as u64]
+        };
+        let what = match *occasion {
+            Occasion::Created(trial) => stands(1, trial),
+            Occasion::Reported(trial) => stands(2, trial),
+            Occasion::Paused(trial) => stands(3, trial),
+            Occasion::Ended(trial) => stands(4, trial),
+            Occasion::Exhausted => [5, self.roster.len() as u64, 0, 0],
+            Occasion::Slot => [6, self.offers, 0, 0],
+        };
+        Draw::of(self.seed, what)
     }
 
     fn known(&self, event: &'static str, trial: u32) -> Result<State, Misuse> {
@@ -197,18 +216,20 @@ impl Referee {
 
     fn ask(
         &mut self,
+        occasion: Occasion,
         asked: impl FnOnce(&mut dyn Scheduler, &mut Turn<'_>),
     ) -> Result<Vec<Decision>, Misuse> {
-        self.consult(false, asked).map(|(decisions, _)| decisions)
+        self.consult(occasion, asked).map(|(decisions, _)| decisions)
     }
 
     /// Lets the scheduler decide; also says whether the offered slot stayed free.
     fn consult(
         &mut self,
-        slot: bool,
+        occasion: Occasion,
         asked: impl FnOnce(&mut dyn Scheduler, &mut Turn<'_>),
     ) -> Result<(Vec<Decision>, bool), Misuse> {
-        let mut turn = Turn::new(&mut self.roster, Draw::new(self.seed, self.events), slot);
+        let draw = self.draw(&occasion);
+        let mut turn = Turn::new(&mut self.roster, draw, matches!(occasion, Occasion::Slot));
         asked(&mut *self.scheduler, &mut turn);
         match turn.refused {
             None => Ok((turn.decisions, turn.slot)),
@@ -220,6 +241,17 @@ impl Referee {
             }),
         }
     }
+}
+
+/// What a scheduler is asked about.
+#[derive(Clone, Copy)]
+enum Occasion {
+    Created(u32),
+    Reported(u32),
+    Paused(u32),
+    Ended(u32),
+    Exhausted,
+    Slot,
 }
 
 /// Nothing runs, some are paused, and the scheduler has no plan: what is furthest goes on.

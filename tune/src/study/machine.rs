@@ -193,19 +193,31 @@ impl Machine {
     }
 
     /// What is to be done for the trials that ran when the controller before this one died: each goes on from its last
-    /// checkpoint. Those that were on their way out are told of as what they have become, which is for the log.
+    /// checkpoint. Those that were on their way out are told of as what they have become, which is for the log; but one that
+    /// was to pause, and of whose last report no checkpoint is known, goes on to that report first: others may be cloned from
+    /// what it takes there.
     #[must_use]
     pub fn orphans(&self) -> (Vec<Input>, Vec<Order>) {
         let (mut ended, mut orders) = (Vec::new(), Vec::new());
         for (trial, entry) in self.roster().live() {
             match entry.state {
-                State::Pausing => ended.push(Input::Paused { trial }),
+                State::Pausing if self.opened.instant || self.has_saved(trial) => {
+                    ended.push(Input::Paused { trial });
+                }
+                State::Pausing => orders.push(self.launch(trial, entry.checkpoint.clone())),
                 State::Stopping => ended.push(Input::Finished { trial }),
                 State::Starting | State::Running => orders.push(self.launch(trial, entry.checkpoint.clone())),
                 State::Paused | State::Ended => {}
             }
         }
         (ended, orders)
+    }
+
+    /// Whether a trial's newest checkpoint has all that it reported.
+    fn has_saved(&self, trial: u32) -> bool {
+        let saved = self.roster().get(trial).and_then(|entry| entry.checkpoint.as_ref());
+        let furthest = self.trials.get(&trial).and_then(|facts| facts.furthest);
+        saved.is_some_and(|checkpoint| furthest.is_none_or(|furthest| checkpoint.resource >= furthest))
     }
 
     /// Takes in what happened.
@@ -429,8 +441,11 @@ impl Machine {
         if let (Some(resource), Some(furthest)) = (resource, facts.furthest)
             && resource <= furthest
         {
-            if self.roster().state(trial) == State::Running {
-                self.order(Order::GoOn { trial });
+            match self.roster().state(trial) {
+                State::Running => self.order(Order::GoOn { trial }),
+                State::Pausing if resource == furthest => self.order(Order::Pause { trial }),
+                State::Pausing => self.order(Order::GoOn { trial }),
+                _ => {}
             }
             return Ok(());
         }
