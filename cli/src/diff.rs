@@ -77,7 +77,7 @@ fn known(subject: &Subject) -> Outcome<Known> {
                     Err(_) => flat(&grid.run().env, &[]),
                 };
             let last = known.metrics.iter().filter_map(|(name, s)| Some((name.clone(), number(s.last()?.1))));
-            let mut result: BTreeMap<String, Value> = last.collect();
+            let mut result: BTreeMap<String, Value> = last.filter(|(name, _)| tells(name)).collect();
             result.insert("state".into(), json!(known.state));
             Ok([("configuration", known.config.clone()), ("environment", own), ("result", result)])
         }
@@ -90,12 +90,17 @@ fn whole(found: &Found) -> Outcome<Known> {
     let run = snapshot.run()?.unwrap_or_default();
     let last =
         snapshot.metrics(None)?.into_iter().map(|(name, metric)| (name.to_string(), number(metric.last)));
-    let mut result: BTreeMap<String, Value> = last.collect();
+    let mut result: BTreeMap<String, Value> = last.filter(|(name, _)| tells(name)).collect();
     result.insert("state".into(), json!(crate::runs::status(&run, &found.folder)));
     let mut config = flat(&run.config, &[]);
     // That they are two is no difference.
     config.retain(|path, _| path != "run.name");
     Ok([("configuration", config), ("environment", flat(&run.env, &[])), ("result", result)])
+}
+
+/// Whether a difference in this metric says anything: times always differ.
+fn tells(metric: &str) -> bool {
+    !metric.starts_with("time_")
 }
 
 /// A value that fits into a column; a diff of the working tree does not.

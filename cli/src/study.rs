@@ -189,8 +189,12 @@ fn failures(study: &Found, grid: &ResultGrid) -> String {
         let logs = grid.folder_of(trial.number).join("run.db").is_file();
         let logs =
             if logs { format!("  -> regatta logs {}/{}", study.name, trial.number) } else { String::new() };
-        let why = why.lines().last().unwrap_or_default();
-        text += &format!("  trial {}{rank}{at}: {why}{logs}\n", trial.number);
+        let lines: Vec<&str> = why.lines().rev().take(2).collect();
+        // Before the root cause stands the end of the log, whose last line often says more.
+        let said = lines.get(1).and_then(|line| line.trim_start().strip_prefix("| "));
+        let said = said.map_or(String::new(), |line| format!(", having said: {line}"));
+        let why = lines.first().copied().unwrap_or_default();
+        text += &format!("  trial {}{rank}{at}: {why}{said}{logs}\n", trial.number);
     }
     if failed.len() > FAILURES {
         text += &format!("  ... {} more: --json tells of all\n", failed.len() - FAILURES);

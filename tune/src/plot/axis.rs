@@ -12,6 +12,11 @@ pub(super) enum Scale {
         low: f64,
         high: f64,
     },
+    /// With ticks at integers only.
+    Whole {
+        low: f64,
+        high: f64,
+    },
     Log {
         low: f64,
         high: f64,
@@ -51,7 +56,7 @@ impl Scale {
                 Scale::Log { low: *low as f64, high: *high as f64 }
             }
             Domain::Int { low, high, .. } if low < high => {
-                Scale::Linear { low: *low as f64, high: *high as f64 }
+                Scale::Whole { low: *low as f64, high: *high as f64 }
             }
             Domain::Float { low, .. } => names(vec![label(*low)]),
             Domain::Int { low, .. } => names(vec![low.to_string()]),
@@ -71,7 +76,7 @@ impl Scale {
             false => 0.5,
         };
         match self {
-            Scale::Linear { low, high } => part(value, *low, *high),
+            Scale::Linear { low, high } | Scale::Whole { low, high } => part(value, *low, *high),
             Scale::Log { low, high } => part(value.ln(), low.ln(), high.ln()),
             Scale::Names(names) => (value + 0.5) / names.len() as f64,
         }
@@ -80,8 +85,9 @@ impl Scale {
     /// A few values to write at the axis, with their texts.
     pub(super) fn ticks(&self, about: usize) -> Vec<(f64, String)> {
         match self {
-            Scale::Linear { low, high } => {
-                let step = round((high - low) / about.max(1) as f64);
+            Scale::Linear { low, high } | Scale::Whole { low, high } => {
+                let whole = matches!(self, Scale::Whole { .. });
+                let step = round((high - low) / about.max(1) as f64).max(if whole { 1.0 } else { 0.0 });
                 let first = (low / step).ceil();
                 // Counted, not added up: a sum of tenths is none.
                 let count = ((high / step).floor() - first).clamp(0.0, 50.0) as usize;
@@ -156,7 +162,7 @@ impl Frame {
     /// Grid, ticks and the axes' names.
     pub(super) fn draw(&self, canvas: &mut Canvas, x: &str, y: &str) {
         let bottom = self.bottom();
-        for (value, text) in self.y.ticks((self.height / 55.0) as usize) {
+        for (value, text) in self.y.ticks((self.height / 45.0) as usize) {
             let (_, at) = self.at(0.0, value);
             canvas.line((self.left, at), (self.left + self.width, at), "grid");
             canvas.text(self.left - 6.0, at + 4.0, Anchor::End, "small", &text);

@@ -59,7 +59,7 @@ pub fn curves(grid: &ResultGrid) -> Result<String> {
             several => canvas.path(several, if best { 2.4 } else { 1.3 }, &look),
         }
         if let (true, Some((x, y))) = (best, places.last()) {
-            canvas.text(x - 4.0, y - 7.0, Anchor::End, "small", &format!("trial {}", trial.number));
+            canvas.text(x - 4.0, y - 7.0, Anchor::End, "small over", &format!("trial {}", trial.number));
         }
     }
     Ok(canvas.finish())

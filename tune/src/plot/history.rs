@@ -30,7 +30,7 @@ pub fn history(grid: &ResultGrid) -> Result<String> {
         top: 58.0,
         width: WIDTH - 100.0,
         height: HEIGHT - 112.0,
-        x: Scale::Linear { low: -0.5, high: f64::from(last) + 0.5 },
+        x: Scale::Whole { low: -0.5, high: f64::from(last) + 0.5 },
         y: Scale::of(trials.iter().map(|(_, value)| *value)),
     };
     frame.draw(&mut canvas, "trial", &objective.metric);

@@ -56,14 +56,14 @@ pub fn parallel(grid: &ResultGrid) -> Result<String> {
         let x = left(at);
         canvas.line((x, TOP), (x, TOP + TALL), "axis");
         let name = short(name, (room / length("x")) as usize);
-        canvas.text(x, TOP - 12.0, Anchor::Middle, "", &name);
+        canvas.text(x, TOP - 12.0, Anchor::Middle, "over", &name);
         for (value, text) in scale.ticks(5) {
             let y = up(scale.place(value));
             canvas.line((x - 4.0, y), (x, y), "axis");
-            canvas.text(x - 7.0, y + 4.0, Anchor::End, "small", &text);
+            canvas.text(x - 7.0, y + 4.0, Anchor::End, "small over", &text);
         }
         if missing[at] {
-            canvas.text(x - 7.0, TOP + TALL + NONE + 4.0, Anchor::End, "small faint", "none");
+            canvas.text(x - 7.0, TOP + TALL + NONE + 4.0, Anchor::End, "small faint over", "none");
         }
     }
     Ok(canvas.finish())

@@ -5,11 +5,11 @@ use std::fmt::{Display, Write};
 
 /// The look of all plots. Who knows no schemes sees the light one.
 const STYLE: &str = "\
-text{font:12px system-ui,-apple-system,'Segoe UI',Helvetica,Arial,sans-serif;fill:#30343b}\
-.title{font-size:15px;font-weight:600}.small{font-size:10.5px}.faint{fill:#6b7280}\
+text{font:12px system-ui,-apple-system,'Segoe UI',Helvetica,Arial,'DejaVu Sans',sans-serif;fill:#30343b}\
+.over{paint-order:stroke;stroke:#ffffff;stroke-width:3px;stroke-linejoin:round}.title{font-size:15px;font-weight:600}.small{font-size:10.5px}.faint{fill:#6b7280}\
 .ground{fill:#ffffff}.grid{stroke:#e3e5e9;stroke-width:1}.axis{stroke:#8b919c;stroke-width:1}\
 .strong{stroke:#30343b;stroke-width:1.6;fill:none}\
-@media(prefers-color-scheme:dark){text{fill:#d6d9df}.faint{fill:#949ba8}.ground{fill:#15171c}\
+@media(prefers-color-scheme:dark){text{fill:#d6d9df}.faint{fill:#949ba8}.over{stroke:#15171c}.ground{fill:#15171c}\
 .grid{stroke:#2a2e37}.axis{stroke:#6b7280}.strong{stroke:#e6e8ec}}";
 
 /// A picture under construction.
