@@ -26,7 +26,7 @@ pub(crate) enum Command {
     Tune(Tune),
     /// Go on with a run or a study that was stopped, failed or lost its controller
     Resume(Resume),
-    /// Submit a run, or going on with one, as a job of its engine
+    /// Submit a run or study, or going on with one, as a job of its engine
     Submit(Submit),
     /// List jobs that were submitted
     Jobs(Jobs),
@@ -128,6 +128,9 @@ pub(crate) struct Tune {
     /// How many trials at once
     #[arg(long, short = 'j')]
     pub(crate) concurrent: Option<usize>,
+    /// Drive the study in this process, which is an allocation's shell or a job of the engine's
+    #[arg(long)]
+    pub(crate) here: bool,
     /// Print what would be searched and do nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -177,9 +180,10 @@ pub(crate) struct Resume {
 
 #[derive(Debug, Args)]
 pub(crate) struct Submit {
-    /// The experiment file; or a run to go on with: its name, the beginning of it, or its folder
+    /// The experiment file, of a study if it has a `tune` section; or what to go on with: its name, the beginning of it, or its
+    /// folder
     pub(crate) what: PathBuf,
-    /// Values to set: `optim.lr=0.01`, `engine.nodes=2`
+    /// Values to set: `optim.lr=0.01`, `engine.nodes=2`, `tune.samples=40`
     pub(crate) overrides: Vec<String>,
     #[command(flatten)]
     pub(crate) common: Common,

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use regatta_cluster::Reason;
 use regatta_cluster::engine::{self, Engine, EngineConfig, JobId, JobState, JobStatus};
 use regatta_train::RunResult;
+use regatta_tune::ResultGrid;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -20,6 +21,7 @@ use crate::problem::{Outcome, Problem, advice, exit};
 use crate::runs;
 use crate::signals::Signals;
 use crate::train;
+use crate::tune;
 
 /// The folder of jobs, beside the experiments.
 const FOLDER: &str = ".jobs";
@@ -306,7 +308,7 @@ pub(crate) fn follow(job: &Job, engine: &Arc<dyn Engine>, json: bool) -> Outcome
     if json {
         // What `train` tells of a run, where its folder can be seen from here.
         let folder = job.root.join(&job.record.experiment).join(&job.record.run);
-        let mut told = RunResult::open(&folder).map_or(json!({}), |result| train::told(&result));
+        let mut told = told(&folder);
         told["job"] = json!({ "id": job.id, "engine": job.record.engine.name(), "status": status });
         out::json(told)?;
     }
@@ -321,8 +323,22 @@ pub(crate) fn follow(job: &Job, engine: &Arc<dyn Engine>, json: bool) -> Outcome
         JobState::Ended(Reason::UserError { code }) if code == i32::from(exit::USAGE) => {
             Err(Problem::usage(format!("job {} {end}", job.id)))
         }
+        // What failed of a study, its driver has said.
+        JobState::Ended(Reason::UserError { code }) if code == i32::from(exit::SOME_FAILED) => {
+            Err(Problem { code: exit::SOME_FAILED, message: String::new() })
+        }
         _ => Err(Problem::failed(format!("job {} {end}", job.id))),
     }
+}
+
+/// What is told of a run or study, nothing where it cannot be seen from here.
+fn told(folder: &Path) -> Value {
+    let run = || Some(train::told(&RunResult::open(folder).ok()?));
+    let study = || {
+        let grid = ResultGrid::open(folder).ok()?;
+        Some(tune::told(runs::status(grid.run(), folder), &grid))
+    };
+    if tune::is_study(folder) { study() } else { run() }.unwrap_or_else(|| json!({}))
 }
 
 async fn watch(job: &Job, engine: &Arc<dyn Engine>) -> Outcome<Left> {

@@ -1,9 +1,9 @@
-//! `regatta submit` and `regatta render`: a run as a job of its engine.
+//! `regatta submit` and `regatta render`: a run or a study as a job of its engine.
 //!
 //! A job is named after its experiment and run, and numbered where the run was submitted before, so submitting twice is
 //! submitting once, and going on with a run is a job of its own.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use regatta_cluster::WorkerCommand;
@@ -14,12 +14,13 @@ use serde_json::{Value, json};
 
 use crate::args::{Source, Submit};
 use crate::configure;
-use crate::drive::{ORDER, Order};
+use crate::drive::{ORDER, Order, Study};
 use crate::jobs::{self, Job, Record, Standing};
 use crate::out;
 use crate::problem::{Outcome, Problem};
 use crate::runs;
 use crate::train;
+use crate::tune;
 
 /// The longest order: what Linux lets one variable hold, less what it is called.
 const LONGEST_ORDER: usize = 120 << 10;
@@ -65,20 +66,28 @@ pub(crate) fn render(args: &Submit) -> Outcome {
     out::text(&planned.engine.render(&planned.spec)?)
 }
 
-/// A new run of a file, or a run to go on with.
+/// A new run or study of a file, or one to go on with.
 async fn plan(args: &Submit) -> Outcome<Planned> {
-    let options = train::options(&args.common);
-    if args.what.is_file() {
-        let source = Source { file: args.what.clone(), overrides: args.overrides.clone() };
-        return fresh(configure::load(&source, options)?.experiment().clone()).await;
+    let found = match args.what.is_file() {
+        true => None,
+        false => Some(runs::find(&args.what.to_string_lossy(), &args.root)?.folder),
+    };
+    let file = found.as_ref().map_or_else(|| args.what.clone(), |folder| folder.join(folder::CONFIG));
+    let (source, changes) = tune::split(&Source { file, overrides: args.overrides.clone() })?;
+    let settings = configure::load(&source, train::options(&args.common))?;
+    let study = match settings.tune().is_some() || !changes.is_empty() {
+        true => Some(tune::section(&settings, &changes)?.into()),
+        false => None,
+    };
+    let experiment = settings.experiment().clone();
+    match found {
+        None => fresh(experiment, study).await,
+        Some(folder) => again(experiment, study, &folder).await,
     }
-    let found = runs::find(&args.what.to_string_lossy(), &args.root)?;
-    let source = Source { file: found.folder.join(folder::CONFIG), overrides: args.overrides.clone() };
-    again(configure::load(&source, options)?.experiment().clone(), &found.folder).await
 }
 
-/// The job of a new run.
-pub(crate) async fn fresh(mut experiment: Experiment<Value>) -> Outcome<Planned> {
+/// The job of a new run or study.
+async fn fresh(mut experiment: Experiment<Value>, study: Option<Study>) -> Outcome<Planned> {
     let trained = experiment.trainable.experiment_name();
     experiment.run.name.get_or_insert_with(folder::draw_name);
     let place = RunFolder::new(&experiment.run, &trained)?;
@@ -87,7 +96,7 @@ pub(crate) async fn fresh(mut experiment: Experiment<Value>) -> Outcome<Planned>
         train::writable(&experiment.run.storage)?;
     }
     let root = runs::root_of(&experiment.run.storage);
-    let planned = Planned::new(Order { experiment, resume: None }, &place, &root).await?;
+    let planned = Planned::new(Order { experiment, study, resume: None }, &place, &root).await?;
     if folder::is_run(&place.path) && !planned.is_under_way {
         let folder = place.path.display().to_string();
         return Err(Error::RunExists { name: place.name, folder }.into());
@@ -95,11 +104,11 @@ pub(crate) async fn fresh(mut experiment: Experiment<Value>) -> Outcome<Planned>
     Ok(planned)
 }
 
-/// The job that goes on with a run.
-pub(crate) async fn again(experiment: Experiment<Value>, run: &Path) -> Outcome<Planned> {
+/// The job that goes on with a run or study.
+async fn again(experiment: Experiment<Value>, study: Option<Study>, run: &Path) -> Outcome<Planned> {
     let place = RunFolder::find(&run.to_string_lossy(), &experiment.run)?;
     let root = place.path.parent().and_then(Path::parent).unwrap_or(&place.path).to_owned();
-    let order = Order { experiment, resume: Some(place.path.clone()) };
+    let order = Order { experiment, study, resume: Some(place.path.clone()) };
     Planned::new(order, &place, &root).await
 }
 
@@ -127,6 +136,7 @@ impl Planned {
         let job = Job::new(root, job_id(&record)?, record)?;
         let room = order.experiment.scaling.request(&name);
         let spec = JobSpec::new(job.id.clone(), command(&order)?, room)
+            .gangs(gangs(&order)?)
             .label("experiment", &place.experiment)
             .label("run", &place.name);
         Ok(Planned { engine: job.engine()?, job, spec, is_under_way: standing == Standing::UnderWay })
@@ -136,6 +146,20 @@ impl Planned {
     pub(crate) async fn submit(&self) -> Outcome<bool> {
         self.job.remember()?;
         Ok(self.engine.submit(&self.spec).await?.new)
+    }
+}
+
+/// How many gangs there will be at once: one, or one for each of a study's trials.
+fn gangs(order: &Order) -> Outcome<usize> {
+    let Some(study) = &order.study else { return Ok(1) };
+    let engine = &order.experiment.engine;
+    match study.tune.concurrent {
+        Some(trials) => Ok(trials),
+        None if !is_elsewhere(engine) => Ok(1),
+        None => Err(Problem::usage(format!(
+            "tune.concurrent is not set: say how many trials run at once, for {} is asked for room for so many",
+            engine.name()
+        ))),
     }
 }
 
@@ -176,17 +200,13 @@ fn fingerprint(text: &str) -> u32 {
     text.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
-/// Trains by a job, and follows it: what `train` and `resume` do for an engine other than this host.
-pub(crate) fn submit_and_follow(
-    experiment: Experiment<Value>,
-    resume: Option<PathBuf>,
-    json: bool,
-) -> Outcome {
+/// Trains or tunes by a job, and follows it: what `train`, `tune` and `resume` do for an engine other than this host.
+pub(crate) fn submit_and_follow(order: Order, json: bool) -> Outcome {
     let runtime = jobs::runtime()?;
     let planned = runtime.block_on(async {
-        let planned = match &resume {
-            Some(folder) => again(experiment, folder).await?,
-            None => fresh(experiment).await?,
+        let planned = match &order.resume {
+            Some(folder) => again(order.experiment, order.study, folder).await?,
+            None => fresh(order.experiment, order.study).await?,
         };
         planned.submit().await?;
         Ok::<_, Problem>(planned)

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::args::{self, Common, Resume, Train};
 use crate::configure;
+use crate::drive::Order;
 use crate::out;
 use crate::problem::{Outcome, Problem, exit};
 use crate::progress::{Look, Shown};
@@ -39,7 +40,7 @@ pub(crate) fn run(args: &Train, json: bool) -> Outcome {
         return plan(&settings, json);
     }
     if submit::is_elsewhere(&experiment.engine) && !args.here {
-        return submit::submit_and_follow(experiment, None, json);
+        return submit::submit_and_follow(Order { experiment, study: None, resume: None }, json);
     }
     writable(&experiment.run.storage)?;
     let trainer = Trainer::from_experiment(experiment)?;
@@ -69,7 +70,8 @@ pub(crate) fn resume(args: &Resume, json: bool) -> Outcome {
         trainer = trainer.engine(read_engine(engine)?);
     }
     if submit::is_elsewhere(&trainer.experiment().engine) && !args.here {
-        return submit::submit_and_follow(trainer.experiment().clone(), Some(folder), json);
+        let order = Order { experiment: trainer.experiment().clone(), study: None, resume: Some(folder) };
+        return submit::submit_and_follow(order, json);
     }
     fit(trainer, Some(&folder), &args.show, json)
 }
@@ -141,7 +143,7 @@ pub(crate) fn program() -> String {
 }
 
 /// An engine as it stands on the command line.
-fn read_engine(text: &str) -> Outcome<EngineConfig> {
+pub(crate) fn read_engine(text: &str) -> Outcome<EngineConfig> {
     let read: Result<EngineConfig, _> = registry::ron_options().from_str(text);
     let engine = read.map_err(|error| {
         Problem::usage(format!(

@@ -7,27 +7,26 @@ use regatta_train::registry;
 use regatta_tune::{Ending, ResultGrid, TuneConfig, Tuner};
 use serde_json::{Value, json};
 
-use crate::args::{self, Resume, Tune};
+use crate::args::{self, Resume, Source, Tune};
 use crate::configure;
+use crate::drive::{Order, Study};
 use crate::out;
 use crate::place;
 use crate::problem::{Outcome, Problem, exit};
 use crate::runs;
 use crate::settings::{self, Override, Settings};
+use crate::submit;
 use crate::sweep::{Look, Sweep};
 use crate::term::{self, Terminal};
-use crate::train::{options, program, resume_command, writable};
+use crate::train::{options, program, read_engine, resume_command, writable};
 
 /// What values of the `tune` section are called on the command line.
 const SECTION: &str = "tune.";
 
 /// `regatta tune FILE`.
 pub(crate) fn run(args: &Tune, json: bool) -> Outcome {
-    let (ours, theirs): (Vec<String>, Vec<String>) =
-        args.source.overrides.iter().cloned().partition(|change| change.starts_with(SECTION));
-    let source = args::Source { file: args.source.file.clone(), overrides: theirs };
+    let (source, mut changes) = split(&args.source)?;
     let settings = configure::load(&source, options(&args.common))?;
-    let mut changes = ours.iter().map(|text| Override::parse(text)).collect::<Outcome<Vec<_>>>()?;
     let mut add = |option: &str, key: &str, value: Option<String>| {
         changes.extend(value.map(|value| Override::option(option, &format!("{SECTION}{key}"), value)));
     };
@@ -35,8 +34,6 @@ pub(crate) fn run(args: &Tune, json: bool) -> Outcome {
     add("--concurrent", "concurrent", args.concurrent.map(|trials| trials.to_string()));
     let config = section(&settings, &changes)?;
     let experiment = settings.experiment().clone();
-    let command = resume_command(&experiment, None);
-    writable(&experiment.run.storage)?;
     if args.dry_run {
         let text = config.append_to(&registry::to_ron(&experiment)?)?;
         return match json {
@@ -44,13 +41,26 @@ pub(crate) fn run(args: &Tune, json: bool) -> Outcome {
             false => out::text(&text),
         };
     }
-    drive(Tuner::from_experiment(experiment, config)?, (&args.show, command), json)
+    let order = Order { experiment, study: Some(config.into()), resume: None };
+    if submit::is_elsewhere(&order.experiment.engine) && !args.here {
+        return submit::submit_and_follow(order, json);
+    }
+    writable(&order.experiment.run.storage)?;
+    drive(order, &args.show, json)
+}
+
+/// The file and what changes its experiment; and what changes its `tune` section.
+pub(crate) fn split(source: &Source) -> Outcome<(Source, Vec<Override>)> {
+    let (ours, theirs): (Vec<String>, Vec<String>) =
+        source.overrides.iter().cloned().partition(|change| change.starts_with(SECTION));
+    let changes = ours.iter().map(|text| Override::parse(text)).collect::<Outcome<Vec<_>>>()?;
+    Ok((Source { file: source.file.clone(), overrides: theirs }, changes))
 }
 
 /// `regatta resume STUDY`.
 pub(crate) fn resume(args: &Resume, folder: &Path, json: bool) -> Outcome {
-    let mut tuner = Tuner::of_study(&folder.to_string_lossy())?;
-    let before = tuner.tune_config().samples;
+    let settings = Settings::load(&folder.join(CONFIG), &[])?;
+    let (mut experiment, mut config) = (settings.experiment().clone(), section(&settings, &[])?);
     if let Some(samples) = &args.samples {
         let more = samples.strip_prefix('+');
         let number: u64 = more.unwrap_or(samples).parse().map_err(|_| {
@@ -58,21 +68,26 @@ pub(crate) fn resume(args: &Resume, folder: &Path, json: bool) -> Outcome {
                 "--samples {samples} is no number of trials: write 40, or +20 for 20 more"
             ))
         })?;
-        let known =
-            before.unwrap_or_else(|| ResultGrid::open(folder).map_or(0, |grid| grid.trials().len() as u64));
-        tuner = tuner.samples(if more.is_some() { known + number } else { number });
+        let known = config
+            .samples
+            .unwrap_or_else(|| ResultGrid::open(folder).map_or(0, |grid| grid.trials().len() as u64));
+        config.samples = Some(if more.is_some() { known + number } else { number });
     }
-    if let Some(concurrent) = args.concurrent {
-        tuner = tuner.concurrent(concurrent);
-    }
+    config.concurrent = args.concurrent.or(config.concurrent);
     if args.workers.is_some() {
         return Err(Problem::usage(
             "a study's trials have as many workers as it was begun with: leave out --workers",
         ));
     }
-    let tuner = tuner.allow_changed_space(args.allow_changed_space);
-    let command = resumed_command(folder);
-    drive(tuner, (&args.show, command), json)
+    if let Some(engine) = &args.engine {
+        experiment.engine = read_engine(engine)?;
+    }
+    let study = Study { tune: config, allow_changed_space: args.allow_changed_space };
+    let order = Order { experiment, study: Some(study), resume: Some(folder.to_owned()) };
+    if submit::is_elsewhere(&order.experiment.engine) && !args.here {
+        return submit::submit_and_follow(order, json);
+    }
+    drive(order, &args.show, json)
 }
 
 /// Whether a folder holds a study.
@@ -93,7 +108,7 @@ fn resumed_command(folder: &Path) -> String {
 }
 
 /// The file's `tune` section, with what changes it.
-fn section(settings: &Settings, changes: &[Override]) -> Outcome<TuneConfig> {
+pub(crate) fn section(settings: &Settings, changes: &[Override]) -> Outcome<TuneConfig> {
     let file = settings.file().display();
     let Some(text) = settings.tune() else {
         return Err(Problem::usage(format!(
@@ -127,13 +142,29 @@ fn changed(config: TuneConfig, change: &Override) -> Outcome<TuneConfig> {
     Err(Problem::usage(format!("{}: {}", change.layer, first.unwrap_or_default())))
 }
 
-fn drive(tuner: Tuner, (show, resume): (&args::Shown, String), json: bool) -> Outcome {
+/// Runs a study in this process.
+pub(crate) fn drive(order: Order, show: &args::Shown, json: bool) -> Outcome {
+    let Order { experiment, study, resume } = order;
+    let study = study.ok_or_else(|| Problem::usage("it is no study"))?;
+    let command = match &resume {
+        Some(folder) => resumed_command(folder),
+        None => resume_command(&experiment, None),
+    };
+    let mut tuner = Tuner::from_experiment(experiment, study.tune)?;
+    if let Some(folder) = &resume {
+        tuner = tuner.resume(folder).allow_changed_space(study.allow_changed_space);
+    }
     let terminal = Terminal::of_stderr();
-    let look = Look { mode: terminal.mode(show.progress), resume };
+    let look = Look { mode: terminal.mode(show.progress), resume: command };
     let sweep = Sweep::new(look, std::io::stderr(), term::width);
     let (ending, grid) = tuner.callback(sweep).handle_signals(true).drive()?;
     if json {
-        out::json(told(ending, &grid))?;
+        let status = match ending {
+            Ending::Done => "done",
+            Ending::Stopped => "stopped",
+            _ => "resumable",
+        };
+        out::json(told(status, &grid))?;
     }
     let failed = grid.trials().iter().filter(|trial| trial.state == "failed").count();
     let code = |code| Err(Problem { code, message: String::new() });
@@ -146,12 +177,8 @@ fn drive(tuner: Tuner, (show, resume): (&args::Shown, String), json: bool) -> Ou
     }
 }
 
-fn told(ending: Ending, grid: &ResultGrid) -> Value {
-    let status = match ending {
-        Ending::Done => "done",
-        Ending::Stopped => "stopped",
-        _ => "resumable",
-    };
+/// What is told of a study that stands so.
+pub(crate) fn told(status: &str, grid: &ResultGrid) -> Value {
     let count = |state: &str| grid.trials().iter().filter(|trial| trial.state == state).count();
     let best = grid
         .best()

@@ -5,10 +5,15 @@ use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::support::{LIMIT, Place, came};
+use crate::support::{LIMIT, Place, came, until};
 
 const SUMS: &str =
     r#"(trainable: "sums", config: (steps: 20), failure: (grace_seconds: 20, backoff_seconds: 0))"#;
+
+const RACE: &str = r#"(
+    trainable: "race", config: (epochs: 6, millis: 50),
+    failure: (max_failures: 0, grace_seconds: 20), tune: (metric: "loss", mode: Min, samples: 4, sampler: Random),
+)"#;
 
 /// A run that goes on until it is told to leave.
 const LONG: [&str; 2] = ["steps=100000", "millis=10"];
@@ -140,4 +145,49 @@ fn a_run_of_this_host_is_gone_on_with_as_a_job() {
     came(child);
     let told = place.run(&["submit", "here", "steps=50", "millis=0", "--attach", "--json"]).code(0).json();
     assert_eq!((&told["job"]["id"], &told["status"]), (&"sums-here".into(), &"done".into()));
+}
+
+#[test]
+fn a_study_is_a_job_like_a_run_and_is_gone_on_with_as_another() {
+    let place = Place::new();
+    place.write("a.ron", RACE);
+    let first = submitted(&place, &["--name", "s", "tune.concurrent=2"]);
+    assert_eq!((&first["job"], &first["run"]), (&"race-s".into(), &"race/s".into()));
+    let reports = || regatta_tune::ResultGrid::open(place.path().join("runs/race/s")).ok();
+    until("a trial reports", || {
+        reports().is_some_and(|grid| grid.trials().iter().any(|t| !t.metrics.is_empty()))
+    });
+    let cancelled = place.run(&["cancel", "s", "--json"]).code(0).json();
+    assert_eq!(cancelled["status"]["state"]["ended"], "cancelled");
+
+    // Another job goes on with it, here with one more trial.
+    let ran = place.run(&["submit", "s", "tune.samples=5", "--attach", "--json"]).code(0);
+    let told = ran.says("study race/s  resumed").json();
+    assert_eq!((&told["job"]["id"], &told["status"]), (&"race-s-2".into(), &"done".into()));
+    assert_eq!((&told["trials"], &told["done"]), (&5.into(), &5.into()));
+    assert!(told["best"]["config"]["lr"].is_f64(), "{told}");
+
+    // A trial that fails makes neither the study nor its job fail, and is told.
+    let failing = ["fault=Error", "above=0.01", "tune.samples=8", "tune.concurrent=4", "epochs=2"];
+    let some = place
+        .run(&[&["submit", "a.ron", "--name", "f", "--attach", "--json"][..], &failing].concat())
+        .code(3);
+    let told = some.json();
+    assert!(told["failed"].as_u64().unwrap() > 0 && told["done"].as_u64().unwrap() > 0, "{told}");
+}
+
+#[test]
+fn a_study_asks_for_room_for_the_trials_it_runs_at_once() {
+    let place = Place::new();
+    place.write("a.ron", RACE);
+    let slurm = "engine=Slurm(nodes: 2)";
+    let args = ["render", "a.ron", "--name", "s", "--workers", "3", slurm];
+    place.run(&args).code(2).says("tune.concurrent is not set");
+    let rendered = place.run(&[&args[..], &["tune.concurrent=4"]].concat()).code(0).out;
+    assert!(
+        rendered.contains("#SBATCH --nodes=2\n") && rendered.contains("--cpus-per-task=6\n"),
+        "{rendered}"
+    );
+    // A driver outside of its job.
+    place.run(&["tune", "a.ron", "--here", slurm, "tune.concurrent=4"]).code(1).says("SLURM_JOB_ID");
 }

@@ -32,6 +32,7 @@ fn main() -> ExitCode {
     };
     let trials = vec![
         trial("the_example_is_trained_on_two_nodes", example),
+        trial("a_study_of_eight_trials_is_a_job", study),
         trial("what_can_never_run_is_refused_at_once", no_capacity),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
@@ -64,6 +65,18 @@ fn example() {
     let told = came(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
     let told = told.code(0).says("2 x cpu on 2 nodes").json();
     assert_eq!((&told["status"], &told["job"]["engine"]), (&"done".into(), &"ray".into()));
+}
+
+/// Eight trials, three at once, one on each node.
+fn study() {
+    let tune = r#"tune: (metric: "loss", mode: Min, samples: 8, concurrent: 3, sampler: Random)"#;
+    let place = place(&format!(r#""race", config: (epochs: 5, millis: 100), {tune}"#));
+    let args =
+        ["submit", "a.ron", "--name", "s", "--workers", "1", "run.fast_dev_run=false", "--attach", "--json"];
+    let told = place.run(&args).code(0).says("study race/s  8 trials, 3 at once").json();
+    assert_eq!((&told["status"], &told["trials"], &told["done"]), (&"done".into(), &8.into(), &8.into()));
+    assert_eq!((&told["job"]["id"], &told["job"]["engine"]), (&"race-s".into(), &"ray".into()));
+    assert!(told["best"]["config"]["lr"].is_f64(), "{told}");
 }
 
 fn no_capacity() {

@@ -45,6 +45,7 @@ fn main() -> ExitCode {
         trial("a_cancelled_run_is_saved", cancelled),
         trial("a_preempted_run_is_saved_and_goes_on", preempted),
         trial("a_run_begun_here_ends_there_to_the_bit", across),
+        trial("a_study_of_eight_trials_is_a_job", study),
         trial("storage_that_is_not_shared_is_said_first", not_shared),
         trial("what_can_never_run_is_refused_at_once", no_capacity),
     ];
@@ -103,16 +104,21 @@ fn stepping(place: &Place, run: &str, attempt: usize) -> Value {
 
 /// A process of the run's with this variable in its environment.
 fn process(place: &Place, what: &str) -> i32 {
+    eventually(PATIENCE, || processes(place, |variable| variable == what).pop())
+}
+
+/// The program's processes in this place that have such a variable in their environment.
+fn processes(place: &Place, what: impl Fn(&str) -> bool) -> Vec<i32> {
     let cwd = |pid: i32| std::fs::read_link(format!("/proc/{pid}/cwd")).ok();
     let here = std::fs::canonicalize(place.path()).unwrap();
     let of_run = |pid: &i32| {
         let environment = environment_of(*pid);
-        environment.split('\0').any(|variable| variable == what)
+        environment.split('\0').any(&what)
             && std::fs::read_to_string(format!("/proc/{pid}/comm"))
                 .is_ok_and(|name| name.trim() == "regatta-tests")
             && cwd(*pid).as_ref() == Some(&here)
     };
-    eventually(PATIENCE, || pids().into_iter().find(of_run))
+    pids().into_iter().filter(of_run).collect()
 }
 
 /// The process that drives a run.
@@ -122,10 +128,10 @@ fn driver(place: &Place, run: &str) -> i32 {
     lock.split(' ').nth(1).and_then(|pid| pid.parse().ok()).expect("its process")
 }
 
-fn node_of(pid: i32) -> String {
+fn node_of(pid: i32) -> Option<String> {
     let environment = environment_of(pid);
     let node = environment.split('\0').find_map(|variable| variable.strip_prefix("SLURMD_NODENAME="));
-    node.expect("it is on a node").to_owned()
+    node.map(str::to_owned)
 }
 
 /// Ends what a test leaves running.
@@ -185,8 +191,8 @@ fn node_fails(how: fn(&Node)) {
     submit(&place, "n", &["engine=Slurm(spare: 1)"]);
     stepping(&place, "n", 1);
     let (driver, worker) = (driver(&place, "n"), process(&place, "REGATTA_SLOT=1"));
-    let name = node_of(worker);
-    assert_ne!(node_of(driver), name, "the driver is on it too");
+    let name = node_of(worker).expect("it is on a node");
+    assert_ne!(node_of(driver).as_ref(), Some(&name), "the driver is on it too");
     let node = Node::find(&name);
     how(&node);
     let since = Instant::now();
@@ -194,7 +200,7 @@ fn node_fails(how: fn(&Node)) {
     let took = since.elapsed();
     eprintln!("a broken node: stepping again after {took:?}");
     let new = process(&place, "REGATTA_ATTEMPT=2");
-    let elsewhere = node_of(new) != name;
+    let elsewhere = node_of(new).is_some_and(|node| node != name);
     // Before any assertion can leave it broken for the tests that follow.
     node.restore();
     end(&place, "n");
@@ -277,6 +283,29 @@ fn across() {
     assert!(whole["value"].as_str().is_some_and(|hash| hash.len() == 64), "{whole}");
     assert_eq!(ended["value"], whole["value"]);
     assert_eq!((&ended["attempts"], &ended["job"]["engine"]), (&2.into(), &"slurm".into()));
+}
+
+/// Eight trials, four at once, two on each of two nodes.
+fn study() {
+    let place = place(
+        r#"(
+        trainable: "race",
+        config: (epochs: 5, millis: 100),
+        tune: (metric: "loss", mode: Min, samples: 8, concurrent: 4, sampler: Random),
+        engine: Slurm(nodes: 2),
+    )"#,
+    );
+    submit(&place, "s", &[]);
+    let mut nodes = std::collections::BTreeSet::new();
+    eventually(PATIENCE, || {
+        let workers = processes(&place, |variable| variable.starts_with("REGATTA_SLOT="));
+        nodes.extend(workers.into_iter().filter_map(node_of));
+        (nodes.len() == 2).then_some(())
+    });
+    let told = place.run(&["attach", "s", "--json"]).code(0).says("study race/s  8 trials, 4 at once").json();
+    assert_eq!((&told["status"], &told["trials"], &told["done"]), (&"done".into(), &8.into(), &8.into()));
+    assert_eq!((&told["job"]["id"], &told["job"]["engine"]), (&"race-s".into(), &"slurm".into()));
+    assert!(told["best"]["config"]["lr"].is_f64(), "{told}");
 }
 
 fn not_shared() {

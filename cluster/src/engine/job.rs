@@ -64,8 +64,10 @@ pub struct JobSpec {
     pub id: JobId,
     /// The driver's program. Its variables are secrets: they reach the driver and nobody else.
     pub command: WorkerCommand,
-    /// What its workers will want.
+    /// What the workers of a gang will want.
     pub room: GangRequest,
+    /// How many gangs like that it will have at once, as a study has that runs several trials side by side.
+    pub gangs: usize,
     /// Nodes beyond that, to replace those that fail.
     pub spare_nodes: usize,
     /// How long it may run; the engine's own default if not given.
@@ -77,11 +79,18 @@ pub struct JobSpec {
 }
 
 impl JobSpec {
-    /// A driver for workers like these, without spare nodes, told a minute before it has to leave.
+    /// A driver for one gang like this, without spare nodes, told a minute before it has to leave.
     #[must_use]
     pub fn new(id: JobId, command: WorkerCommand, room: GangRequest) -> Self {
-        let (spare_nodes, time_limit, labels) = (0, None, BTreeMap::new());
-        Self { id, command, room, spare_nodes, time_limit, notice: Duration::from_secs(60), labels }
+        let (gangs, spare_nodes, time_limit, labels) = (1, 0, None, BTreeMap::new());
+        Self { id, command, room, gangs, spare_nodes, time_limit, notice: Duration::from_secs(60), labels }
+    }
+
+    /// The same with room for so many gangs at once.
+    #[must_use]
+    pub fn gangs(mut self, gangs: usize) -> Self {
+        self.gangs = gangs.max(1);
+        self
     }
 
     /// The same with a label.

@@ -25,6 +25,14 @@ pub fn render(config: &KubernetesConfig, spec: &JobSpec, form: Form) -> Result<S
     config.check()?;
     let mut all = match form {
         Form::Pods => objects(config, spec)?,
+        Form::IndexedJob | Form::JobSet if spec.gangs > 1 => {
+            let problem =
+                "it is one gang without a driver, and a study has several: take `Pods` or `RayJob`".into();
+            return Err(Error::BadRequest {
+                what: format!("the manifest {form:?} of job `{}`", spec.id),
+                problem,
+            });
+        }
         Form::IndexedJob | Form::JobSet => gang(config, spec, form)?,
         Form::RayJob | Form::RayCluster => ray(config, spec, form)?,
     };
@@ -157,7 +165,7 @@ fn ray(config: &KubernetesConfig, spec: &JobSpec, form: Form) -> Result<Vec<Valu
         { "containerPort": 10001, "name": "client" },
     ]);
     let room = &spec.room;
-    let most = room.max_workers + spec.spare_nodes;
+    let most = room.max_workers * spec.gangs.max(1) + spec.spare_nodes;
     let cluster = json!({
         "rayVersion": config.ray_version,
         "enableInTreeAutoscaling": room.min_workers != most,

@@ -10,7 +10,6 @@ use crate::engine::{JobSpec, shell};
 use crate::env;
 use crate::error::{Error, Result};
 use crate::placement::Placement;
-use crate::request::GangRequest;
 use crate::spawner::WorkerCommand;
 
 /// The job's script: the driver as its batch step, in the middle of the nodes its workers will have.
@@ -71,7 +70,7 @@ fn options(config: &SlurmConfig, spec: &JobSpec, folder: &Path) -> Result<Vec<St
         let nodes: Vec<&str> = spec.room.excluded.iter().map(String::as_str).collect();
         options.push(format!("--exclude={}", nodes.join(",")));
     }
-    options.extend(room(config, &spec.room, spec.spare_nodes.max(config.spare))?);
+    options.extend(room(config, spec)?);
     options.extend(config.options.iter().cloned());
     match options.iter().find(|option| option.contains(['\n', '\r'])) {
         Some(option) => {
@@ -89,21 +88,30 @@ fn pattern(path: &Path) -> String {
 }
 
 /// What the workers want, as Slurm counts: whole CPUs a task, GPUs and memory a node.
-fn room(config: &SlurmConfig, room: &GangRequest, spare: usize) -> Result<Vec<String>> {
+fn room(config: &SlurmConfig, spec: &JobSpec) -> Result<Vec<String>> {
+    let (room, gangs, spare) = (&spec.room, spec.gangs.max(1), spec.spare_nodes.max(config.spare));
     let each = &room.per_worker;
-    let workers = room.max_workers.max(1);
-    let nodes = match room.placement {
-        Placement::StrictPack => Some(1),
-        Placement::StrictSpread => Some(workers),
-        Placement::Pack | Placement::Spread => config.nodes,
+    let of_gang = room.max_workers.max(1);
+    let workers = of_gang * gangs;
+    // Over how many nodes they go, and how many of them are on each.
+    let laid_out = match room.placement {
+        // Each gang on a node of its own, or several on each of fewer nodes.
+        Placement::StrictPack => {
+            let nodes = config.nodes.unwrap_or(gangs).clamp(1, gangs);
+            Some((nodes, of_gang * gangs.div_ceil(nodes)))
+        }
+        // No more nodes than one gang needs: the gangs share them.
+        Placement::StrictSpread => Some((of_gang, gangs)),
+        Placement::Pack | Placement::Spread => {
+            config.nodes.map(|nodes| (nodes, workers.div_ceil(nodes.max(1))))
+        }
     };
     let mut options = Vec::new();
     let cpus = |workers: usize| (each.cpu.thousandths() * workers as u64).div_ceil(1000).max(1);
     let gpus = |workers: usize| (each.gpu.thousandths() * workers as u64).div_ceil(1000);
     let mib = each.memory.0.div_ceil(1 << 20);
-    match nodes {
-        Some(nodes) => {
-            let on_each = workers.div_ceil(nodes.max(1));
+    match laid_out {
+        Some((nodes, on_each)) => {
             options.push(format!("--nodes={}", nodes + spare));
             options.push("--ntasks-per-node=1".to_owned());
             options.push(format!("--cpus-per-task={}", cpus(on_each)));
@@ -217,6 +225,7 @@ mod tests {
 
     use super::*;
     use crate::engine::JobId;
+    use crate::request::GangRequest;
     use crate::resource::Resources;
 
     fn spec(room: GangRequest) -> JobSpec {
@@ -282,6 +291,25 @@ mod tests {
             ..SlurmConfig::default()
         };
         assert!(job(&config, &wanted, Path::new("/x")).is_err());
+    }
+
+    #[test]
+    fn a_job_of_several_gangs_has_room_for_all_of_them() {
+        let asked = |placement, nodes, gangs| {
+            let each: Resources = "cpu: 2, gpu: 1".parse().unwrap();
+            let room = GangRequest::new("g", 3, each).placement(placement);
+            let script = rendered(&SlurmConfig { nodes, ..SlurmConfig::default() }, &spec(room).gangs(gangs));
+            let option = |name: &str| {
+                let start = format!("#SBATCH --{name}=");
+                script.lines().find_map(|line| line.strip_prefix(&start)).unwrap_or("none").to_owned()
+            };
+            [option("nodes"), option("cpus-per-task"), option("gres")].join(" ")
+        };
+        assert_eq!(asked(Placement::StrictSpread, None, 4), "3 8 gpu:4");
+        assert_eq!(asked(Placement::StrictPack, None, 4), "4 6 gpu:3");
+        assert_eq!(asked(Placement::StrictPack, Some(2), 4), "2 12 gpu:6");
+        assert_eq!(asked(Placement::StrictPack, Some(9), 1), "1 6 gpu:3");
+        assert_eq!(asked(Placement::Pack, Some(2), 4), "2 12 gpu:6");
     }
 
     fn seat(resources: &str) -> crate::request::Seat {

@@ -95,7 +95,8 @@ impl Ray {
         ]
     }
 
-    /// Starts a node from a script of its own, by which a test can start it again.
+    /// Starts a node from a script of its own, by which a test can start it again. Ray's own command would not do: it names the
+    /// folder in which the environment was made, and that was another.
     fn node(&mut self, number: usize, of_node: &str, ports: &[u16]) -> Result<()> {
         let (name, run) = (address(number), self.run.display());
         let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/bin:/bin".into());
@@ -103,7 +104,7 @@ impl Ray {
             "echo $$ > '{run}/pid/{name}'\n\
              export {MARK}='{run}' REGATTA_TEST_NODE={name} PATH='{bin}':'{path}'\n\
              export RAY_AUTH_MODE=token RAY_AUTH_TOKEN={token} RAY_USAGE_STATS_ENABLED=0\n\
-             exec '{bin}/ray' start --block --disable-usage-stats {of_node} --node-ip-address={name} \
+             exec '{bin}/python' -m ray.scripts.scripts start --block --disable-usage-stats {of_node} --node-ip-address={name} \
              --num-cpus=1 --num-gpus=0 --object-store-memory=80000000 --temp-dir='{run}/{number}' \
              --dashboard-agent-listen-port={listen} --metrics-export-port={metrics} >>'{run}/log/{name}' 2>&1\n",
             bin = self.bin.display(),
@@ -136,14 +137,17 @@ impl Ray {
         ask().map_or(0, |text| text.matches("\"state\": \"ALIVE\"").count())
     }
 
-    fn wait(&self, what: &str, mut done: impl FnMut(&Self) -> Result<bool>) -> Result<()> {
+    fn wait(&mut self, what: &str, mut done: impl FnMut(&Self) -> Result<bool>) -> Result<()> {
         let since = Instant::now();
         while !done(self)? {
-            if since.elapsed() > READY {
+            let ended = self.daemons.iter_mut().any(|daemon| !matches!(daemon.try_wait(), Ok(None)));
+            if ended || since.elapsed() > READY {
                 for log in fs::read_dir(self.run.join("log"))?.flatten().map(|entry| entry.path()) {
                     eprintln!("{}:\n{}", log.display(), fs::read_to_string(&log).unwrap_or_default());
                 }
-                bail!("{what}: not within {READY:?}; the logs are above");
+                let why =
+                    if ended { "a node of Ray has ended".into() } else { format!("not within {READY:?}") };
+                bail!("{what}: {why}; the logs are above");
             }
             std::thread::sleep(Duration::from_millis(200));
         }
