@@ -2,6 +2,7 @@
 //!
 //! - `tpe 10000`: milliseconds of an ask and a tell of TPE with ten floats, after so many trials; the median of eleven.
 //! - `gp 200`: the same of the Gaussian process.
+//! - `judged 10000`: the same of TPE where so many trials are paused at the rungs of a scheduler, and none is over.
 //! - `regret <sampler> <function> <trials> <seed>`: how far above the minimum the best of a search is after 60 and after
 //!   200 trials, as far as it went.
 //! - `curves <scheduler> <sampler> <task> <seed> [folder]`: the best loss that a study of 1,530 epochs sees, as a share of the
@@ -15,10 +16,10 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use curves::{EPOCHS, Task};
-use regatta_tune::sampler::{Auto, CmaEs, Gp, Random, Sampler, Search, Tpe};
-use regatta_tune::scheduler::{Asha, Fifo, HyperBand, SchedulerConfig};
+use regatta_tune::sampler::{Auto, CmaEs, Gp, Random, Sampler, Search, Suggestion, Tpe, Trial};
+use regatta_tune::scheduler::{Asha, Fifo, HyperBand, Scheduler, SchedulerConfig, Turn};
 use regatta_tune::sim::Simulation;
-use regatta_tune::space::{float, group};
+use regatta_tune::space::{Space, float, group};
 use serde_json::{Value, json};
 
 fn main() {
@@ -28,6 +29,7 @@ fn main() {
         let figure = match words[..] {
             ["tpe", trials] => json!(ask_and_tell(Tpe::default(), number(trials), 0)),
             ["gp", trials] => json!(ask_and_tell(Gp::default(), number(trials), 1)),
+            ["judged", trials] => json!(ask_under_rungs(number(trials))),
             ["regret", sampler, function, trials, seed] => {
                 json!(regret(sampler, function, number(trials), number(seed)))
             }
@@ -49,34 +51,85 @@ fn number(word: &str) -> u64 {
     word.parse().unwrap_or_else(|_| panic!("{word} is not a number"))
 }
 
-/// What one trial costs after `trials` of them; `warm` more suggestions go before those that count.
-fn ask_and_tell(sampler: impl Sampler + 'static, trials: u64, warm: usize) -> f64 {
+/// Ten floats; a source of such points; and what they are worth.
+fn ten() -> (Space, impl FnMut() -> Value, fn(&Value) -> f64) {
     let space =
         (0..10).fold(group(), |g, i| g.with(format!("x{i}"), float(-5.0..=5.0))).build().expect("a space");
-    let mut search = Search::new(space, sampler, 0);
     let mut state = 1u64;
-    let mut random = || {
+    let mut random = move || {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         (state >> 11) as f64 / (1u64 << 53) as f64 * 10.0 - 5.0
     };
+    let point = move || Value::Object((0..10).map(|i| (format!("x{i}"), json!(random()))).collect());
     let value = |config: &Value| {
-        (0..10).map(|i| (config[format!("x{i}")].as_f64().unwrap_or(0.0) - 1.0).powi(2)).sum::<f64>()
+        (0..10).map(|i| (config[format!("x{i}")].as_f64().unwrap_or(0.0) - 1.0).powi(2)).sum()
     };
-    let known: Vec<(Value, [f64; 1])> = (0..trials)
-        .map(|_| (0..10).map(|i| (format!("x{i}"), json!(random()))).collect())
-        .map(|config| (Value::Object(config), 0.0))
-        .map(|(config, _)| (config.clone(), [value(&config)]))
-        .collect();
+    (space, point, value)
+}
+
+/// What one trial costs after `trials` of them; `warm` more suggestions go before those that count.
+fn ask_and_tell(sampler: impl Sampler + 'static, trials: u64, warm: usize) -> f64 {
+    let (space, mut point, value) = ten();
+    let mut search = Search::new(space, sampler, 0);
+    let known: Vec<(Value, [f64; 1])> =
+        (0..trials).map(|_| point()).map(|config| (config.clone(), [value(&config)])).collect();
     search.warm_start(known.iter().map(|(c, l)| (c, l.as_slice()))).expect("points of the space");
-    let mut times: Vec<f64> = (0..12 + warm)
-        .map(|_| {
-            let start = Instant::now();
-            let trial = search.ask().expect("a suggestion");
-            search.tell(trial.number, &[value(&trial.config)]).expect("it runs");
-            start.elapsed().as_secs_f64() * 1e3
-        })
-        .skip(1 + warm)
+    let times = (0..12 + warm).map(|_| {
+        let start = Instant::now();
+        let trial = search.ask().expect("a suggestion");
+        search.tell(trial.number, &[value(&trial.config)]).expect("it runs");
+        start.elapsed().as_secs_f64() * 1e3
+    });
+    middle(times.skip(1 + warm).collect())
+}
+
+/// Two rungs: the trials by their loss, and the best third of them.
+#[derive(Debug, Default)]
+struct Ladder(Vec<(f64, u32)>);
+
+impl Ladder {
+    fn add(&mut self, trial: &Trial, loss: f64) {
+        let place = self.0.partition_point(|(known, _)| *known < loss);
+        self.0.insert(place, (loss, trial.number as u32));
+    }
+}
+
+impl Scheduler for Ladder {
+    fn name(&self) -> &'static str {
+        "ladder"
+    }
+
+    fn slot(&mut self, _: &mut Turn<'_>) {}
+
+    fn rungs(&self) -> Vec<Vec<u32>> {
+        let all: Vec<u32> = self.0.iter().map(|(_, trial)| *trial).collect();
+        let best = all[..all.len() / 3].to_vec();
+        vec![all, best]
+    }
+}
+
+/// What a suggestion and its result at the lowest rung cost after `trials` of them.
+fn ask_under_rungs(trials: u64) -> f64 {
+    let (space, mut point, value) = ten();
+    let points: Vec<(Suggestion, f64)> = (0..trials)
+        .map(|_| point())
+        .map(|config| (Suggestion::new(space.point(&config).expect("a point of the space")), value(&config)))
         .collect();
+    let (mut search, mut ladder) = (Search::new(space, Tpe::default(), 0), Ladder::default());
+    for (suggestion, loss) in points {
+        ladder.add(&search.begin(suggestion).expect("a trial"), loss);
+    }
+    let times = (0..12).map(|_| {
+        let start = Instant::now();
+        let suggestion = search.suggest_under(&ladder).expect("a suggestion");
+        let trial = search.begin(suggestion).expect("a trial");
+        ladder.add(&trial, value(&trial.config));
+        start.elapsed().as_secs_f64() * 1e3
+    });
+    middle(times.skip(1).collect())
+}
+
+fn middle(mut times: Vec<f64>) -> f64 {
     times.sort_by(f64::total_cmp);
     times[times.len() / 2]
 }
@@ -113,7 +166,14 @@ fn race(task: &Task, scheduler: &str, sampler: &str, seed: u64) -> f64 {
     };
     let study = Simulation::new(task).seed(seed).budget(30 * EPOCHS);
     let scheduler = scheduler.build(None).expect("a good configuration");
-    let outcome = study.search(scheduler, self::sampler(sampler), &task.space, u32::MAX).expect("it ends");
+    let sampler: Box<dyn Sampler> = match (sampler, task.points()) {
+        // Without a model it draws rows at random, none of them twice.
+        ("random", Some(points)) => Box::new(Tpe::default().startup(usize::MAX).among(points)),
+        ("tpe", Some(points)) => Box::new(Tpe::default().among(points)),
+        (name, None) => self::sampler(name),
+        (other, Some(_)) => panic!("{other} cannot choose among the rows of a table"),
+    };
+    let outcome = study.search(scheduler, sampler, &task.space, u32::MAX).expect("it ends");
     let best = outcome.best().map_or(f64::INFINITY, |best| best.value);
     (best - task.best) / (task.middle - task.best)
 }

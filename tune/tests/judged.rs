@@ -2,11 +2,11 @@
 
 use std::borrow::Cow;
 
-use regatta_tune::sampler::{End, History, Random, Sampler, Told, Tpe};
+use regatta_tune::sampler::{Ask, End, History, Judge, Random, Sampler, Told, Tpe};
 use regatta_tune::scheduler::{
-    Asha, Config, Event, Fifo, HyperBand, Referee, Report, Scheduler, SchedulerConfig,
+    Asha, Config, Event, Fifo, HyperBand, Referee, Report, Scheduler, SchedulerConfig, State,
 };
-use regatta_tune::sim::{Simulation, Step, Workload};
+use regatta_tune::sim::{Faults, Simulation, Step, Workload};
 use regatta_tune::space::{Point, Space, float, group};
 
 fn build(config: impl Into<SchedulerConfig>) -> Box<dyn Scheduler> {
@@ -112,5 +112,41 @@ fn a_sampler_learns_under_every_ladder() {
     for config in ladders {
         let (tpe, random) = (found(&config, true), found(&config, false));
         assert!(tpe < 0.5 * random, "{config:?}: {tpe} {random}");
+    }
+}
+
+/// What is kept between suggestions changes none of them: neither the judge nor the sampler is told anything but what a
+/// fresh one would be, while trials come to rungs, are stopped and end in any order.
+#[test]
+fn a_judge_and_a_sampler_may_be_kept() {
+    let space: Space =
+        group().with("x", float(0.0..=1.0)).with("y", float(0.0..=1.0)).build().expect("a space");
+    let ladders: [SchedulerConfig; 2] = [Asha::new(1..=27).into(), Asha::new(1..=27).stopping().into()];
+    for config in ladders {
+        let (mut judge, mut kept, mut history) = (Judge::default(), Tpe::default(), History::new());
+        let study =
+            Simulation::new(Bowl).seed(3).slots(5).faults(Faults { jitter: 0.5, ..Faults::default() });
+        let outcome = study.run(build(config), |ask| {
+            if ask.trial == 120 {
+                return None;
+            }
+            let number = u64::from(ask.trial);
+            let over: Vec<u64> = history.running().keys().copied().collect();
+            for number in over.into_iter().filter(|n| ask.roster.state(*n as u32) == State::Ended) {
+                let point = history.running()[&number].point.clone();
+                history.tell(Told::complete(number, point, vec![number as f64]));
+            }
+            let fresh = history.judged_by(ask.scheduler).into_owned();
+            let judged = judge.look(&history, ask.scheduler);
+            assert_eq!((judged.told(), judged.running()), (fresh.told(), fresh.running()));
+            let asked = Ask { space: &space, history: judged, number, seed: 1 };
+            let suggestion = kept.suggest(&asked).unwrap();
+            assert_eq!(suggestion, Tpe::default().suggest(&asked).unwrap(), "trial {number}");
+            let values = space.values(&suggestion.point);
+            history.start(number, suggestion.point.clone(), suggestion.note);
+            Some(values.map(|(path, value)| (path.to_owned(), value)).collect())
+        });
+        let outcome = outcome.expect("it ends");
+        assert!(history.told().len() > 10, "{} of {} are over", history.told().len(), outcome.trials.len());
     }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use regatta_tune::scheduler::Config;
 use regatta_tune::sim::{Step, Workload};
-use regatta_tune::space::{Space, choice, float, group, int};
+use regatta_tune::space::{Point, Space, choice, float, group, int};
 use serde_json::Value;
 
 /// Every trial is done after so many epochs.
@@ -20,7 +20,7 @@ pub(crate) struct Task {
 
 enum Kind {
     Made(u64),
-    /// Rows' places in the unit cube, and their curves. What is asked for is answered by the nearest.
+    /// Rows' places in the unit cube, and their curves.
     Table(Vec<Vec<f64>>, Vec<Vec<f64>>),
 }
 
@@ -76,6 +76,20 @@ impl Task {
         let best = curves.iter().flatten().copied().filter(|l| l.is_finite()).fold(f64::INFINITY, f64::min);
         let middle = median(curves.iter().map(|c| c[c.len() - 1]).collect());
         Self { space, best, middle, kind: Kind::Table(rows, curves) }
+    }
+
+    /// The points that a table knows: only these are asked for. To answer for others by the nearest row would try rows at
+    /// the edge much more often than others, and some rows again and again.
+    pub(crate) fn points(&self) -> Option<Vec<Point>> {
+        let Kind::Table(rows, _) = &self.kind else { return None };
+        let point = |row: &Vec<f64>| {
+            let mut point = Point::empty(row.len());
+            for (index, (parameter, unit)) in self.space.parameters().iter().zip(row).enumerate() {
+                point.set(index, Some(parameter.domain.raw(*unit)));
+            }
+            point
+        };
+        Some(rows.iter().map(point).collect())
     }
 }
 

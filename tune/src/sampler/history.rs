@@ -71,7 +71,9 @@ pub struct Running {
 pub struct History {
     told: Vec<Told>,
     running: BTreeMap<u64, Running>,
-    /// `prints[n]` stands for the first n ended trials, so that a cache can tell whose history it was made from.
+    /// Stand for what each ended trial tried.
+    tried: Vec<u64>,
+    /// `prints[n]` stands for the ended trials up to the n-th, so that a cache can tell whose history it was made from.
     prints: Vec<u64>,
 }
 
@@ -89,7 +91,13 @@ impl History {
     /// A trial ends. One that was never started (of another study, say) is taken just the same.
     pub fn tell(&mut self, told: Told) {
         self.running.remove(&told.number);
-        let print = fingerprint(self.fingerprint(self.told.len()), &told);
+        self.push(tried(&told), told);
+    }
+
+    /// A trial ended, and this stands for what it tried.
+    pub(super) fn push(&mut self, tried: u64, told: Told) {
+        let print = fingerprint(mix(self.fingerprint(self.told.len()) ^ tried), &told);
+        self.tried.push(tried);
         self.prints.push(print);
         self.told.push(told);
     }
@@ -104,24 +112,43 @@ impl History {
         &self.running
     }
 
+    /// Stands for what an ended trial tried, whatever came of it.
+    pub(crate) fn tried(&self, index: usize) -> u64 {
+        self.tried[index]
+    }
+
+    /// Takes out the trials that ended, each with what stands for what it tried; and forgets those that run.
+    pub(super) fn drain(&mut self) -> impl Iterator<Item = (u64, Told)> + use<> {
+        self.prints.clear();
+        self.running.clear();
+        std::mem::take(&mut self.tried).into_iter().zip(std::mem::take(&mut self.told))
+    }
+
     /// Stands for the first `len` ended trials.
     pub(crate) fn fingerprint(&self, len: usize) -> u64 {
         if len == 0 { 0 } else { self.prints[len - 1] }
     }
 }
 
+/// Stands for a trial's number, point and note.
+pub(crate) fn tried(told: &Told) -> u64 {
+    let print = mix(mix(told.number) ^ told.note);
+    told.point.iter().fold(print, |print, (index, raw)| mixed(print, index, raw))
+}
+
+/// Stands for how a trial ended, after what came before.
 fn fingerprint(before: u64, told: &Told) -> u64 {
     let end = match told.end {
         End::Complete => 1,
         End::Pruned { step } => mix(step) ^ 2,
         End::Failed => 3,
     };
-    let mut print = [told.number, told.note, end].into_iter().fold(before, |h, x| mix(h ^ x));
-    let numbers = told.losses.iter().chain(&told.constraints).copied();
-    for (index, number) in told.point.iter().chain(numbers.map(|n| (usize::MAX, n))) {
-        print = mix(print ^ number.to_bits().rotate_left(17) ^ index as u64);
-    }
-    print
+    let numbers = told.losses.iter().chain(&told.constraints);
+    numbers.fold(mix(before ^ end), |print, number| mixed(print, told.losses.len(), *number))
+}
+
+fn mixed(print: u64, index: usize, number: f64) -> u64 {
+    mix(print ^ number.to_bits().rotate_left(17) ^ index as u64)
 }
 
 /// How much of a history a sampler's cache has taken in.

@@ -32,6 +32,7 @@ pub use cma::{CmaEs, Restart};
 pub use gp::Gp;
 pub use grid::Grid;
 pub use history::{End, History, Running, Told};
+pub use judged::Judge;
 pub use random::Random;
 pub use search::{Search, Trial};
 pub use sobol::Sobol;

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, VecDeque};
 
 use serde_json::Value;
 
-use super::{Ask, End, History, Sampler, Suggestion, Told, complete, random};
+use super::{Ask, End, History, Judge, Sampler, Suggestion, Told, complete, random};
 use crate::error::{Error, Result};
+use crate::scheduler::Scheduler;
 use crate::space::{Point, Space};
 
 /// A search under somebody else's control: [`ask`](Self::ask) what to try, [`tell`](Self::tell) what came of it.
@@ -15,6 +16,7 @@ pub struct Search {
     space: Space,
     sampler: Box<dyn Sampler>,
     history: History,
+    judge: Judge,
     seed: u64,
     next: u64,
     queue: VecDeque<Point>,
@@ -41,6 +43,7 @@ impl Search {
             space,
             sampler: Box::new(sampler),
             history: History::new(),
+            judge: Judge::default(),
             seed,
             next: 0,
             queue: VecDeque::new(),
@@ -66,16 +69,14 @@ impl Search {
     pub fn suggest(&mut self, seen: Option<&History>) -> Result<Suggestion> {
         let history = seen.unwrap_or(&self.history);
         let ask = Ask { space: &self.space, history, number: self.next, seed: self.seed };
-        let Some(known) = self.queue.front() else {
-            let suggestion = self.sampler.suggest(&ask)?;
-            self.space.check(&suggestion.point)?;
-            return Ok(suggestion);
-        };
-        let rest = random::point(&ask);
-        let mut stream = ask.stream("enqueued");
-        let domain = |i: usize| &self.space.parameters()[i].domain;
-        let draw = |i, _: &Point| rest.get(i).unwrap_or_else(|| domain(i).raw(stream.unit()));
-        Ok(Suggestion::new(complete(&self.space, known.clone(), draw)))
+        suggest(&mut *self.sampler, self.queue.front(), &ask)
+    }
+
+    /// The same by the history [as a scheduler judges it](History::judged_by), where trials are cut short.
+    pub fn suggest_under(&mut self, scheduler: &dyn Scheduler) -> Result<Suggestion> {
+        let history = self.judge.look(&self.history, scheduler);
+        let ask = Ask { space: &self.space, history, number: self.next, seed: self.seed };
+        suggest(&mut *self.sampler, self.queue.front(), &ask)
     }
 
     /// Begins the next trial with what was suggested for it, now or before a restart.
@@ -168,6 +169,20 @@ impl Search {
     pub fn asked(&self) -> u64 {
         self.next
     }
+}
+
+/// What was enqueued, its gaps filled; or else what the sampler says.
+fn suggest(sampler: &mut dyn Sampler, enqueued: Option<&Point>, ask: &Ask<'_>) -> Result<Suggestion> {
+    let Some(known) = enqueued else {
+        let suggestion = sampler.suggest(ask)?;
+        ask.space.check(&suggestion.point)?;
+        return Ok(suggestion);
+    };
+    let rest = random::point(ask);
+    let mut stream = ask.stream("enqueued");
+    let domain = |i: usize| &ask.space.parameters()[i].domain;
+    let draw = |i, _: &Point| rest.get(i).unwrap_or_else(|| domain(i).raw(stream.unit()));
+    Ok(Suggestion::new(complete(ask.space, known.clone(), draw)))
 }
 
 fn unknown(number: u64) -> Error {

@@ -1,7 +1,7 @@
 //! A sampler in a simulated study, as a runner would ask it.
 
 use super::{Ask, Failure, Outcome, Simulation, Workload};
-use crate::sampler::{self, End, History, Sampler, Told};
+use crate::sampler::{self, End, History, Judge, Sampler, Told};
 use crate::scheduler::{Scheduler, State};
 use crate::space::Space;
 
@@ -15,7 +15,7 @@ impl<W: Workload> Simulation<W> {
         space: &Space,
         trials: u32,
     ) -> Result<Outcome, Failure> {
-        let mut history = History::new();
+        let (mut history, mut judge) = (History::new(), Judge::default());
         let mut refused = None;
         let outcome = self.run(scheduler, |ask| {
             if ask.trial >= trials || refused.is_some() {
@@ -23,10 +23,9 @@ impl<W: Workload> Simulation<W> {
             }
             catch_up(&mut history, ask, self.workload.horizon());
             let number = u64::from(ask.trial);
-            let judged = history.judged_by(ask.scheduler);
+            let judged = judge.look(&history, ask.scheduler);
             let suggestion =
-                sampler.suggest(&sampler::Ask { space, history: &judged, number, seed: self.seed });
-            drop(judged);
+                sampler.suggest(&sampler::Ask { space, history: judged, number, seed: self.seed });
             match suggestion {
                 Ok(suggestion) => {
                     let values = space.values(&suggestion.point);

@@ -1,8 +1,8 @@
 //! The large Parzen estimator: all the trials that are not among the best, kept up to date one trial at a time.
 //!
 //! A kernel's width depends on its neighbours alone once there are a hundred, so a trial that comes or goes changes about
-//! three widths an axis, and what is left is one pass over the columns. Everything here is a function of the trials in
-//! the crowd and their order, however they came in.
+//! three widths an axis, and what is left is one pass over the columns. Trials stand in the order of their numbers, and
+//! everything here is a function of the trials in the crowd, whenever they came in.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound::{Excluded, Unbounded};
@@ -12,13 +12,6 @@ use super::parzen::{Axis, hit_or_miss, log_cell, log_norm, prior, sigma, weight}
 
 /// From so many kernels on, the narrowest width no longer depends on their number.
 const SETTLED: usize = 98;
-
-/// A trial's place: ended ones by their row, and after them the running ones by their number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Seat {
-    Row(usize),
-    Running(u64),
-}
 
 /// One axis of the ended trials.
 #[derive(Clone, Debug, Default)]
@@ -30,8 +23,8 @@ struct Column {
     norm: Vec<f64>,
     /// Which of `kernels`, on an axis of cells.
     kernel: Vec<u32>,
-    /// Present members in order.
-    order: BTreeSet<(u64, Seat)>,
+    /// Present members in order: where they are, and their numbers.
+    order: BTreeSet<(u64, u64)>,
     /// The distinct (centre, sigma) of an axis of cells.
     kernels: Vec<(f64, f64)>,
     ids: HashMap<(u64, u64), u32>,
@@ -42,13 +35,16 @@ struct Column {
 pub(super) struct Crowd {
     axes: Vec<Axis>,
     columns: Vec<Column>,
+    /// The rows' trials.
+    numbers: Vec<u64>,
     /// Whether a row counts: the best trials have rows too, and do not.
     present: Vec<bool>,
     /// The sum of a row's log constants, minus infinity for an absent one.
     base: Vec<f64>,
     running: BTreeMap<u64, Vec<f64>>,
     count: usize,
-    dirty: BTreeSet<(usize, Seat)>,
+    /// Axes and trials whose widths are to be worked out.
+    dirty: BTreeSet<(usize, u64)>,
     settled: usize,
 }
 
@@ -58,6 +54,7 @@ impl Crowd {
         Self {
             axes,
             columns,
+            numbers: vec![],
             present: vec![],
             base: vec![],
             running: BTreeMap::new(),
@@ -71,43 +68,50 @@ impl Crowd {
         &self.axes
     }
 
-    /// The coordinates of a row.
-    pub(super) fn row(&self, row: usize) -> Vec<f64> {
-        self.columns.iter().map(|c| c.at[row]).collect()
+    /// A trial's row.
+    fn row(&self, number: u64) -> Option<usize> {
+        self.numbers.binary_search(&number).ok()
     }
 
-    /// Takes in an ended trial, absent at first, and says its row.
-    pub(super) fn push(&mut self, coordinates: &[f64]) -> usize {
+    /// The coordinates of an ended trial.
+    pub(super) fn coordinates(&self, number: u64) -> Option<Vec<f64>> {
+        self.row(number).map(|row| self.columns.iter().map(|c| c.at[row]).collect())
+    }
+
+    /// Takes in a trial that ended. It does not count at first.
+    pub(super) fn push(&mut self, number: u64, coordinates: &[f64]) {
+        let row = self.numbers.partition_point(|n| *n < number);
         for (column, at) in self.columns.iter_mut().zip(coordinates) {
-            column.at.push(*at);
-            column.scale.push(0.0);
-            column.norm.push(0.0);
-            column.kernel.push(0);
+            column.at.insert(row, *at);
+            column.scale.insert(row, 0.0);
+            column.norm.insert(row, 0.0);
+            column.kernel.insert(row, 0);
         }
-        self.present.push(false);
-        self.base.push(f64::NEG_INFINITY);
-        self.present.len() - 1
+        self.numbers.insert(row, number);
+        self.present.insert(row, false);
+        self.base.insert(row, f64::NEG_INFINITY);
     }
 
-    /// Makes a row count, or not.
-    pub(super) fn set(&mut self, row: usize, present: bool) {
+    /// Makes an ended trial count, or not.
+    pub(super) fn set(&mut self, number: u64, present: bool) {
+        let Some(row) = self.row(number) else { return };
         if std::mem::replace(&mut self.present[row], present) != present {
-            let coordinates = self.row(row);
-            self.seat(Seat::Row(row), &coordinates, present);
+            let coordinates: Vec<f64> = self.columns.iter().map(|c| c.at[row]).collect();
+            self.seat(number, &coordinates, present);
             self.base[row] = f64::NEG_INFINITY;
         }
     }
 
     /// Takes in a running trial.
     pub(super) fn start(&mut self, number: u64, coordinates: Vec<f64>) {
-        self.seat(Seat::Running(number), &coordinates, true);
+        self.seat(number, &coordinates, true);
         self.running.insert(number, coordinates);
     }
 
     /// Lets go of a running trial that ended.
     pub(super) fn stop(&mut self, number: u64) {
         if let Some(coordinates) = self.running.remove(&number) {
-            self.seat(Seat::Running(number), &coordinates, false);
+            self.seat(number, &coordinates, false);
         }
     }
 
@@ -116,7 +120,7 @@ impl Crowd {
         self.running.keys().copied()
     }
 
-    fn seat(&mut self, seat: Seat, coordinates: &[f64], present: bool) {
+    fn seat(&mut self, number: u64, coordinates: &[f64], present: bool) {
         if present {
             self.count += 1;
         } else {
@@ -127,17 +131,17 @@ impl Crowd {
                 continue;
             }
             let order = &mut self.columns[axis].order;
-            let key = (sortable(*at), seat);
+            let key = (sortable(*at), number);
             if present {
                 order.insert(key);
-                self.dirty.insert((axis, seat));
+                self.dirty.insert((axis, number));
             } else {
                 order.remove(&key);
-                self.dirty.remove(&(axis, seat));
+                self.dirty.remove(&(axis, number));
             }
             let next = order.range((Excluded(key), Unbounded)).next();
             let neighbours = [order.range(..key).next_back(), next];
-            self.dirty.extend(neighbours.into_iter().flatten().map(|(_, seat)| (axis, *seat)));
+            self.dirty.extend(neighbours.into_iter().flatten().map(|(_, number)| (axis, *number)));
         }
     }
 
@@ -148,16 +152,16 @@ impl Crowd {
                 // All of them are named anew; those of before would be worked out for nothing.
                 column.kernels.clear();
                 column.ids.clear();
-                self.dirty.extend(column.order.iter().map(|(_, seat)| (axis, *seat)));
+                self.dirty.extend(column.order.iter().map(|(_, number)| (axis, *number)));
             }
         }
         self.settled = self.count;
         let mut rows: Vec<usize> = vec![];
-        for (axis, seat) in std::mem::take(&mut self.dirty) {
+        for (axis, number) in std::mem::take(&mut self.dirty) {
             // The widths of running trials are worked out when they are needed.
-            let Seat::Row(row) = seat else { continue };
+            let Some(row) = self.row(number) else { continue };
             let at = self.columns[axis].at[row];
-            let width = self.width(axis, at, seat);
+            let width = self.width(axis, at, number);
             let column = &mut self.columns[axis];
             match self.axes[axis] {
                 Axis::Smooth(_) => {
@@ -179,12 +183,12 @@ impl Crowd {
     }
 
     /// A kernel's width among its neighbours.
-    fn width(&self, axis: usize, at: f64, seat: Seat) -> f64 {
+    fn width(&self, axis: usize, at: f64, number: u64) -> f64 {
         let order = &self.columns[axis].order;
-        let key = (sortable(at), seat);
+        let key = (sortable(at), number);
         let left = order.range(..key).next_back();
         let right = order.range((Excluded(key), Unbounded)).next();
-        let value = |entry: Option<&(u64, Seat)>| entry.map(|(bits, _)| unsortable(*bits));
+        let value = |entry: Option<&(u64, u64)>| entry.map(|(bits, _)| unsortable(*bits));
         sigma(value(left), at, value(right), self.count)
     }
 
@@ -238,8 +242,7 @@ impl Crowd {
         let ended = self.count - self.running.len();
         for (place, (number, centre)) in self.running.iter().enumerate() {
             let log_weight = weight(ended + place, self.count).ln();
-            let widths: Vec<f64> =
-                (0..centre.len()).map(|a| self.width(a, centre[a], Seat::Running(*number))).collect();
+            let widths: Vec<f64> = (0..centre.len()).map(|a| self.width(a, centre[a], *number)).collect();
             for (point, terms) in points.iter().zip(&mut terms) {
                 let mut term = log_weight;
                 for (axis, kind) in self.axes.iter().enumerate() {
@@ -320,7 +323,8 @@ mod tests {
     use crate::space::Domain;
     use crate::stream::Stream;
 
-    /// After hundreds of trials that come, go and run, the density is what the plain estimator says of those present.
+    /// After hundreds of trials that come, go and run, in any order, the density is what the plain estimator says of those
+    /// present, in the order of their numbers.
     #[test]
     fn it_is_the_plain_estimator() {
         let real = Domain::Float { low: 0.0, high: 1.0, log: false, step: None };
@@ -329,25 +333,26 @@ mod tests {
             vec![Axis::new(&real), Axis::new(&real), Axis::new(&real), Axis::new(&cells), Axis::Category(3)];
         let mut stream = Stream::new(3, 0, "crowd");
         let mut crowd = Crowd::new(axes.clone());
-        let mut rows: Vec<Vec<f64>> = vec![];
-        for step in 0..400 {
+        let mut rows: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
+        for step in 0..400u64 {
             let centre = 0.3 + 0.4 * f64::from(u8::from(step > 200));
             let near = |stream: &mut Stream| (centre + 0.1 * stream.normal()).clamp(0.0, 1.0);
             let cell = cells.unit(1.0 + stream.below(9) as f64);
             let row = vec![near(&mut stream), stream.unit(), near(&mut stream), cell, stream.below(3) as f64];
-            let at = crowd.push(&row);
-            rows.push(row);
-            crowd.set(at, true);
+            let number = step * 7 % 400;
+            crowd.push(number, &row);
+            rows.insert(number, row);
+            crowd.set(number, true);
             if step % 3 == 0 {
                 let other = stream.below(rows.len());
-                let present = crowd.present[other];
-                crowd.set(other, !present);
+                let (number, present) = (crowd.numbers[other], crowd.present[other]);
+                crowd.set(number, !present);
             }
             if step % 37 != 5 && step != 399 {
                 continue;
             }
             let members: Vec<Vec<f64>> =
-                (0..rows.len()).filter(|r| crowd.present[*r]).map(|r| rows[r].clone()).collect();
+                rows.values().zip(&crowd.present).filter(|(_, p)| **p).map(|(row, _)| row.clone()).collect();
             let plain = Parzen::new(&axes, &members, false);
             let points: Vec<Vec<f64>> = (0..12)
                 .map(|_| {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::history::Seen;
+use super::history::{Seen, tried};
 use super::{Ask, History, Sampler, Suggestion, Told, complete, random};
 use crate::error::{Error, Result};
 use crate::space::{Condition, Point, Space};
@@ -115,8 +115,6 @@ impl Sampler for Tpe {
 struct Group {
     members: Vec<usize>,
     crowd: Crowd,
-    /// Which ended trial a row is.
-    trials: Vec<usize>,
 }
 
 impl Group {
@@ -126,13 +124,9 @@ impl Group {
         self.members.iter().zip(axes).map(|(p, axis)| point.get(*p).map(|raw| axis.coordinate(raw))).collect()
     }
 
-    fn row(&self, trial: usize) -> Option<usize> {
-        self.trials.binary_search(&trial).ok()
-    }
-
     /// The density of the good trials.
-    fn good<'a>(&self, axes: &'a [Axis], best: &BTreeSet<usize>, several: bool) -> Parzen<'a> {
-        let rows = best.iter().filter_map(|trial| self.row(*trial)).map(|row| self.crowd.row(row));
+    fn good<'a>(&self, axes: &'a [Axis], best: &BTreeSet<u64>, several: bool) -> Parzen<'a> {
+        let rows = best.iter().filter_map(|number| self.crowd.coordinates(*number));
         Parzen::new(axes, &rows.collect::<Vec<_>>(), several)
     }
 
@@ -151,16 +145,17 @@ struct Cache {
     space: Space,
     signatures: Vec<u64>,
     groups: Vec<Group>,
+    /// The numbers of the trials that were taken in, in order, each with what stands for what it tried.
+    trials: Vec<(u64, u64)>,
     order: Order,
-    best: BTreeSet<usize>,
-    ended: usize,
+    best: BTreeSet<u64>,
 }
 
 impl Cache {
     fn new(space: &Space, shape: Vec<Vec<usize>>) -> Self {
         let group = |members: &Vec<usize>| {
             let axes = members.iter().map(|p| Axis::new(&space.parameters()[*p].domain)).collect();
-            Group { members: members.clone(), crowd: Crowd::new(axes), trials: vec![] }
+            Group { members: members.clone(), crowd: Crowd::new(axes) }
         };
         Self {
             seen: Seen::default(),
@@ -168,68 +163,79 @@ impl Cache {
             shape,
             space: space.clone(),
             signatures: vec![],
+            trials: vec![],
             order: Order::default(),
             best: BTreeSet::new(),
-            ended: 0,
         }
     }
 
     /// The cache with everything in it that the history says.
     fn up_to_date<'a>(slot: &'a mut Option<Self>, ask: &Ask<'_>, joint: bool) -> &'a mut Self {
-        let mut signatures = slot.as_ref().map(|c| c.signatures.clone()).unwrap_or_default();
-        let mut news = match slot.as_mut() {
-            Some(cache) if same_space(&cache.space, ask.space) => cache.seen.news(ask.history),
-            _ => None,
-        };
+        let known = slot.take().filter(|cache| same_space(&cache.space, ask.space));
+        let mut signatures = known.as_ref().map(|c| c.signatures.clone()).unwrap_or_default();
+        let mut known = known.and_then(|mut cache| cache.news(ask.history).map(|news| (cache, news)));
         if ask.space.is_open() {
-            if news.is_none() {
-                signatures.clear();
+            match &known {
+                Some((_, news)) => sign(&mut signatures, ask.space, news.iter().copied()),
+                None => {
+                    signatures.clear();
+                    sign(&mut signatures, ask.space, ask.history.told().iter());
+                }
             }
-            sign(&mut signatures, ask.space, news.unwrap_or(ask.history.told()));
         }
         let shape = shape(ask.space, joint, &signatures);
-        if slot.as_ref().is_none_or(|c| c.shape != shape) {
-            news = None;
-        }
-        let news = news.unwrap_or_else(|| {
+        known = known.filter(|(cache, _)| cache.shape == shape);
+        let (mut cache, news) = known.unwrap_or_else(|| {
             let mut fresh = Self::new(ask.space, shape);
-            let all = fresh.seen.news(ask.history).unwrap_or(ask.history.told());
-            *slot = Some(fresh);
-            all
+            let all = fresh.news(ask.history).unwrap_or_default();
+            (fresh, all)
         });
-        let cache = slot.as_mut().expect("just made where it was missing");
         cache.signatures = signatures;
-        cache.take(news);
+        cache.take(&news);
         cache.follow(ask.history, ask.number);
-        cache
+        slot.insert(cache)
+    }
+
+    /// The trials that have ended since last time, while the order of all is brought up to date; `None` where the history
+    /// is another one. In one that is judged anew for every suggestion the losses are others every time, and trials
+    /// come in between: what was tried still holds.
+    fn news<'h>(&mut self, history: &'h History) -> Option<Vec<&'h Told>> {
+        if let Some(news) = self.seen.news(history) {
+            news.iter().for_each(|told| self.order.push(told));
+            return Some(news.iter().collect());
+        }
+        let told = history.told();
+        let mut known = self.trials.iter().copied().peekable();
+        let is_new = |(index, told): &(usize, &'h Told)| {
+            known.next_if_eq(&(told.number, history.tried(*index))).is_none()
+        };
+        let news: Vec<&Told> = told.iter().enumerate().filter(is_new).map(|(_, told)| told).collect();
+        if known.peek().is_some() {
+            return None;
+        }
+        self.order = Order::default();
+        told.iter().for_each(|told| self.order.push(told));
+        self.seen.news(history);
+        Some(news)
     }
 
     /// Takes in trials that ended.
-    fn take(&mut self, news: &[Told]) {
+    fn take(&mut self, news: &[&Told]) {
         for told in news {
-            let trial = self.ended;
-            self.ended += 1;
-            self.order.push(trial, told);
+            let place = self.trials.partition_point(|(number, _)| *number < told.number);
+            self.trials.insert(place, (told.number, tried(told)));
             for group in &mut self.groups {
                 group.crowd.stop(told.number);
                 if let Some(coordinates) = group.coordinates(&told.point) {
-                    let row = group.crowd.push(&coordinates);
-                    group.trials.push(trial);
-                    group.crowd.set(row, true);
+                    group.crowd.push(told.number, &coordinates);
+                    group.crowd.set(told.number, true);
                 }
             }
         }
-        if news.is_empty() {
-            return;
-        }
         let best = self.order.best();
         for (trials, present) in [(self.best.difference(&best), true), (best.difference(&self.best), false)] {
-            for trial in trials {
-                for group in &mut self.groups {
-                    if let Some(row) = group.row(*trial) {
-                        group.crowd.set(row, present);
-                    }
-                }
+            for number in trials {
+                self.groups.iter_mut().for_each(|group| group.crowd.set(*number, present));
             }
         }
         self.best = best;
@@ -331,7 +337,7 @@ fn same_space(a: &Space, b: &Space) -> bool {
 }
 
 /// Parameters that occur in the same trials get the same signature.
-fn sign(signatures: &mut Vec<u64>, space: &Space, told: &[Told]) {
+fn sign<'a>(signatures: &mut Vec<u64>, space: &Space, told: impl Iterator<Item = &'a Told>) {
     signatures.resize(space.parameters().len(), 0);
     for trial in told {
         for (parameter, _) in trial.point.iter() {

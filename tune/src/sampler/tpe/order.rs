@@ -1,6 +1,6 @@
 //! Which trials are the good ones.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, BinaryHeap};
 
 use crate::pareto;
 use crate::sampler::{End, Told};
@@ -17,21 +17,21 @@ struct Standing {
     class: u8,
     step: std::cmp::Reverse<u64>,
     value: u64,
-    trial: usize,
+    number: u64,
 }
 
-/// The trials of a study in order, kept up to date.
+/// How the trials of a study stand, in any order.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Order {
-    standings: BTreeSet<Standing>,
+    standings: Vec<Standing>,
     /// The losses of feasible complete trials of a study with several objectives.
-    several: Vec<(usize, Vec<f64>)>,
+    several: Vec<(u64, Vec<f64>)>,
     finished: usize,
 }
 
 impl Order {
-    /// Takes in the next trial, the `trial`-th that ended.
-    pub(super) fn push(&mut self, trial: usize, told: &Told) {
+    /// Takes in a trial that ended.
+    pub(super) fn push(&mut self, told: &Told) {
         let (class, step, value) = match told.end {
             End::Failed => (3, 0, 0.0),
             _ if told.violation() > 0.0 => (2, 0, told.violation()),
@@ -41,10 +41,11 @@ impl Order {
         self.finished += usize::from(class < 3);
         if class == 0 && told.losses.len() > 1 {
             let losses = told.losses.iter().map(|l| if l.is_nan() { f64::INFINITY } else { *l }).collect();
-            self.several.push((trial, losses));
-            return;
+            self.several.push((told.number, losses));
+        } else if class < 3 {
+            let (step, value) = (std::cmp::Reverse(step), total(value));
+            self.standings.push(Standing { class, step, value, number: told.number });
         }
-        self.standings.insert(Standing { class, step: std::cmp::Reverse(step), value: total(value), trial });
     }
 
     /// How many trials ended with a result.
@@ -52,18 +53,31 @@ impl Order {
         self.finished
     }
 
-    /// The good trials.
-    pub(super) fn best(&self) -> BTreeSet<usize> {
+    /// The good trials' numbers.
+    pub(super) fn best(&self) -> BTreeSet<u64> {
         let wanted = good(self.finished);
-        let mut best: BTreeSet<usize> = BTreeSet::new();
+        let mut best: BTreeSet<u64> = BTreeSet::new();
         if !self.several.is_empty() {
             let losses: Vec<&[f64]> = self.several.iter().map(|(_, l)| l.as_slice()).collect();
             best.extend(pareto::best(&losses, wanted).into_iter().map(|i| self.several[i].0));
         }
-        let rest = wanted - best.len();
-        best.extend(self.standings.iter().filter(|s| s.class < 3).take(rest).map(|s| s.trial));
+        best.extend(first(&self.standings, wanted - best.len()));
         best
     }
+}
+
+/// The numbers of the first so many.
+fn first(standings: &[Standing], wanted: usize) -> impl Iterator<Item = u64> {
+    let mut first: BinaryHeap<Standing> = BinaryHeap::with_capacity(wanted + 1);
+    for standing in standings {
+        if first.len() < wanted || first.peek().is_some_and(|last| standing < last) {
+            first.push(*standing);
+            if first.len() > wanted {
+                first.pop();
+            }
+        }
+    }
+    first.into_iter().map(|standing| standing.number)
 }
 
 /// Bits that sort as the numbers do.
