@@ -8,7 +8,6 @@
 //! - ST-3: a trial is told to its sampler once, when it has ended.
 //! - ST-4: every trial ends: those that wait when the study is closed are ended with it.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -390,11 +389,7 @@ impl Machine {
         let suggestion = match self.suggested.take() {
             Some(known) => known,
             None if u64::from(self.count()) >= self.opened.samples => return self.exhausted(),
-            None => {
-                let judged = self.parts.search.history().judged_by(self.parts.referee.scheduler());
-                let seen = matches!(judged, Cow::Owned(_)).then(|| judged.into_owned());
-                self.parts.search.suggest(seen.as_ref())?
-            }
+            None => self.parts.search.suggest_under(self.parts.referee.scheduler())?,
         };
         let bits = super::configs::bits(&suggestion.point, self.space().parameters().len());
         let (note, by) = (suggestion.note, self.parts.search.sampler().name());
