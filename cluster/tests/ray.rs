@@ -7,6 +7,7 @@
 mod gangs;
 mod ray_nodes;
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -47,7 +48,8 @@ fn trials() -> Vec<Trial> {
     let here = std::env::var_os("REGATTA_TEST_RAY").is_some();
     let trial = |name: &str, test: fn() -> std::pin::Pin<Box<dyn Future<Output = ()>>>| {
         Trial::test(name, move || {
-            // What an earlier test broke is whole again, and nothing of it is in the way.
+            // What an earlier test broke is whole again, and nothing of it is in the way, were it a job it left when it failed.
+            run(clear());
             all_idle(PATIENCE);
             run(test());
             Ok(())
@@ -75,6 +77,16 @@ fn config() -> RayConfig {
 
 fn engine() -> Arc<dyn Engine> {
     Arc::new(RayEngine::new(config()).unwrap())
+}
+
+/// Ends the jobs that there are.
+async fn clear() {
+    let engine = engine();
+    for job in engine.list(&BTreeMap::new()).await.unwrap() {
+        if !job.state.is_over() {
+            engine.cancel(&job.id, Duration::ZERO).await.unwrap();
+        }
+    }
 }
 
 /// This program in another role, with so many workers.
@@ -188,7 +200,12 @@ async fn secrets() {
     assert!(shown.iter().all(|text| !text.contains(SECRET)), "a secret is shown");
     let left = std::process::Command::new("grep").args(["-rlF", SECRET]).arg(folder()).output().unwrap();
     watched.cancel().await;
-    assert_eq!(String::from_utf8_lossy(&left.stdout), "", "files that hold it");
+    // This program, which is unpacked there, knows it too.
+    let program = std::env::current_exe().unwrap();
+    let program = format!("/bin/{}", program.file_name().unwrap().to_string_lossy());
+    let left = String::from_utf8_lossy(&left.stdout).into_owned();
+    let left: Vec<&str> = left.lines().filter(|path| !path.ends_with(&program)).collect();
+    assert!(left.is_empty(), "files that hold it: {left:?}");
 }
 
 /// What a job of Ray's own takes to run two processes on two nodes.
@@ -239,6 +256,6 @@ async fn latency() {
         "submit to the third step: {} ms; submit to the first line of a job of Ray's own: {} ms; added: {added} ms",
         ours[1], theirs[1]
     );
-    // The promise is 1 s on an idle machine; the figure is printed.
-    assert!(added < 4000, "{added} ms");
+    // The promise is 1 s on an idle machine; the figure is printed. How far from idle it is, the bare job tells.
+    assert!(added < 2000 + theirs[1], "{added} ms");
 }

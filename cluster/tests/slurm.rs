@@ -20,6 +20,7 @@ use regatta_cluster::slurm::{SlurmConfig, SlurmEngine, SlurmSpawner};
 use regatta_cluster::*;
 
 const CLUSTER: &str = "REGATTA_TEST_SLURM";
+
 fn main() -> ExitCode {
     match std::env::var(ROLE).as_deref() {
         Ok("conform") => run(async {
@@ -248,6 +249,6 @@ async fn latency() {
         "submit to the third step: {} ms; sbatch to the first line of a bare srun: {} ms; added: {added} ms",
         ours[2], theirs[2]
     );
-    // The promise is 500 ms on an idle machine; the figure is printed.
-    assert!(added < 3000, "{added} ms");
+    // The promise is 500 ms on an idle machine; the figure is printed. How far from idle it is, the bare srun tells.
+    assert!(added < 1000 + 3 * theirs[2], "{added} ms");
 }

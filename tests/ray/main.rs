@@ -47,7 +47,7 @@ fn place(trainable: &str) -> Place {
         &format!(
             r#"(
                 trainable: {trainable},
-                scaling: (workers: 2, placement: StrictSpread),
+                scaling: (workers: 2, placement: strict_spread),
                 run: (storage: {storage:?}, fast_dev_run: true),
                 engine: Ray(address: {address:?}),
             )"#

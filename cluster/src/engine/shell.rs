@@ -32,6 +32,7 @@ pub(crate) fn words<'a>(words: impl IntoIterator<Item = &'a OsStr>) -> OsString 
 }
 
 /// The lines that set these variables. A name the shell cannot spell is left out: no program of ours has one.
+#[cfg(any(test, feature = "kubernetes", feature = "ray", feature = "slurm"))]
 pub(crate) fn exports<'a>(variables: impl IntoIterator<Item = (&'a OsStr, &'a OsStr)>) -> OsString {
     let mut lines = OsString::new();
     for (name, value) in variables.into_iter().filter(|(name, _)| is_name(name)) {
@@ -44,6 +45,7 @@ pub(crate) fn exports<'a>(variables: impl IntoIterator<Item = (&'a OsStr, &'a Os
     lines
 }
 
+#[cfg(any(test, feature = "kubernetes", feature = "ray", feature = "slurm"))]
 fn is_name(name: &OsStr) -> bool {
     let starts = |byte: &u8| byte.is_ascii_alphabetic() || *byte == b'_';
     let goes_on = |byte: &u8| starts(byte) || byte.is_ascii_digit();

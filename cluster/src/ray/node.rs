@@ -23,7 +23,8 @@ pub(super) struct Node {
     pub(super) name: String,
     #[serde(alias = "Resources", alias = "resources_total", default)]
     amounts: Amounts,
-    #[serde(alias = "Alive", default)]
+    // `ray.nodes()` says it twice, the dashboard by the state alone.
+    #[serde(rename = "Alive", default)]
     alive: bool,
     #[serde(default)]
     state: String,
@@ -105,7 +106,7 @@ mod tests {
     use crate::error::Error;
 
     // As `ray.nodes()` and as the dashboard of Ray 2.60 tell of a node.
-    const BY_RAY: &str = r#"{"NodeID": "aa24c3e6", "Alive": true, "NodeManagerAddress": "10.0.0.7", "NodeName": "gpu7",
+    const BY_RAY: &str = r#"{"NodeID": "aa24c3e6", "Alive": true, "NodeManagerAddress": "10.0.0.7", "NodeName": "gpu7", "alive": true,
         "Resources": {"CPU": 8.0, "GPU": 1.0, "memory": 1073741824.0, "node:10.0.0.7": 1.0, "object_store_memory": 8.0,
         "nvme": 0.5}, "Labels": {}}"#;
     const BY_DASHBOARD: &str = r#"{"node_id": "aa24c3e6", "node_ip": "10.0.0.7", "is_head_node": false, "state": "ALIVE",

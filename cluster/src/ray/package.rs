@@ -180,11 +180,13 @@ fn variables_file(spec: &JobSpec) -> String {
 }
 
 /// The job's entrypoint, for the shell that Ray starts it with: it says that it begins, reads the variables, and becomes the
-/// driver.
+/// driver. Ray writes a line of its own into the log, but only after it has started the shell, which therefore waits for it:
+/// what follows then is the driver's alone.
 pub(super) fn entrypoint(spec: &JobSpec, program: Option<&str>) -> OsString {
     let mut script = OsString::from(format!(
-        "printf '\\036{MARK} %s\\n' $$; IFS=:; for d in $PYTHONPATH; do e=$d/{}; \
-         if [ -f \"$e\" ]; then . \"$e\"; rm -f \"$e\"; fi; done; unset IFS d e; \
+        "n=0; while [ -f /proc/$$/fd/1 ] && [ $n -lt 100 ] && ! grep -q '^Running entrypoint' /proc/$$/fd/1; do \
+         n=$((n+1)); sleep 0.02; done; printf '\\036{MARK} %s\\n' $$; IFS=:; for d in $PYTHONPATH; do e=$d/{}; \
+         if [ -f \"$e\" ]; then . \"$e\"; rm -f \"$e\"; fi; done; unset IFS d e n; \
          export {HOME}=\"$(pwd -P)\"; ",
         variables_file(spec)
     ));
@@ -296,6 +298,19 @@ mod tests {
         let said = run(&script);
         assert!(said.starts_with(&format!("\u{1e}{MARK} ")) && said.ends_with("\n$SECRET a 'b'\n"), "{said}");
         assert!(!file.exists(), "it is gone once it was read");
+
+        // Into a file, as Ray has it: its own line comes a moment after the start, and before all that is the driver's.
+        zip.extract(folder.path()).unwrap();
+        let path = folder.path().join("log");
+        let mut log = fs::OpenOptions::new().create(true).append(true).open(&path).unwrap();
+        let mut shell = Command::new("/bin/sh");
+        shell.arg("-c").arg(&script).env("PYTHONPATH", &paths).stdout(log.try_clone().unwrap());
+        let mut shell = shell.spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        io::Write::write_all(&mut log, b"Running entrypoint for job mnist-1: n=0\n").unwrap();
+        assert!(shell.wait().unwrap().success());
+        let log = fs::read_to_string(&path).unwrap();
+        assert!(log.starts_with(&format!("Running entrypoint for job mnist-1: n=0\n\u{1e}{MARK} ")), "{log}");
 
         spec.command = WorkerCommand::new("/bin/sh").arg("-c").arg("echo \"$SECRET in $REGATTA_RAY_HOME\"");
         zip.extract(folder.path()).unwrap();

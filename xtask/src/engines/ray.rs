@@ -103,12 +103,14 @@ impl Ray {
         let script = format!(
             "echo $$ > '{run}/pid/{name}'\n\
              export {MARK}='{run}' REGATTA_TEST_NODE={name} PATH='{bin}':'{path}'\n\
-             export RAY_AUTH_MODE=token RAY_AUTH_TOKEN={token} RAY_USAGE_STATS_ENABLED=0\n\
+             export RAY_AUTH_MODE=token RAY_AUTH_TOKEN={token} RAY_USAGE_STATS_ENABLED=0 \
+             RAY_DASHBOARD_STARTUP_TIMEOUT_S={patience}\n\
              exec '{bin}/python' -m ray.scripts.scripts start --block --disable-usage-stats {of_node} --node-ip-address={name} \
              --num-cpus=1 --num-gpus=0 --object-store-memory=80000000 --temp-dir='{run}/{number}' \
              --dashboard-agent-listen-port={listen} --metrics-export-port={metrics} >>'{run}/log/{name}' 2>&1\n",
             bin = self.bin.display(),
             token = self.token,
+            patience = READY.as_secs(),
             listen = ports[0],
             metrics = ports[1],
         );
