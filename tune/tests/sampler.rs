@@ -40,6 +40,33 @@ fn auto_conforms() {
     conformance::check(Auto::default);
 }
 
+/// A process learns from the first trials of any space with one objective, categories and branches included; long studies
+/// of numbers go on with CMA-ES; several objectives are for TPE.
+#[test]
+fn auto_chooses_by_the_study() {
+    let (numbers, mixed) = (line(), line_and_choice());
+    let suggested = |space: &Space, told: u64, objectives: usize, sampler: &mut dyn Sampler| {
+        let mut history = History::new();
+        for number in 0..told {
+            let point = Random.suggest(&Ask { space, history: &history, number, seed: 4 }).unwrap().point;
+            let loss: f64 = point.iter().map(|(_, raw)| (raw - 1.0).powi(2)).sum();
+            history.tell(Told::complete(number, point, vec![loss; objectives]));
+        }
+        sampler.suggest(&Ask { space, history: &history, number: told, seed: 4 }).unwrap()
+    };
+    let cases: [(&Space, u64, usize, Box<dyn Sampler>); 5] = [
+        (&numbers, 12, 1, Box::<Gp>::default()),
+        (&mixed, 12, 1, Box::<Gp>::default()),
+        (&mixed, 12, 2, Box::<Tpe>::default()),
+        (&numbers, 250, 1, Box::new(CmaEs::default().warm())),
+        (&mixed, 250, 1, Box::new(CmaEs::default().warm())),
+    ];
+    for (space, told, objectives, mut expected) in cases {
+        let auto = suggested(space, told, objectives, &mut Auto::default());
+        assert_eq!(auto, suggested(space, told, objectives, &mut *expected), "{told} {objectives}");
+    }
+}
+
 #[test]
 fn cma_es_converges() {
     let found = median((0..5).map(|seed| minimum(CmaEs::default(), 400, seed)).collect());
@@ -54,6 +81,10 @@ fn gp_closes_in() {
 
 fn line() -> Space {
     group().with("x", float(-5.0..=5.0)).with("y", float(-5.0..=5.0)).build().unwrap()
+}
+
+fn line_and_choice() -> Space {
+    group().with("x", float(-5.0..=5.0)).with("kind", choice(["a", "b", "c"])).build().unwrap()
 }
 
 fn sphere(config: &Value) -> f64 {

@@ -2,12 +2,14 @@
 
 use super::{Ask, CmaEs, End, Gp, Sampler, Suggestion, Tpe};
 use crate::error::Result;
+use crate::space::{Parameter, Space};
 
 /// From so many complete trials on, a Gaussian process costs more than it gives.
 const MANY: usize = 250;
 
-/// Chooses by the study: [`Tpe`] where there are categories, branches or several objectives; else [`Gp`] for the first
-/// 250 trials, and [`CmaEs`] from where it came to after that.
+/// Chooses by the study: [`Tpe`] where there are several objectives, or where the space grows; else [`Gp`] for the first 250
+/// trials. After that [`CmaEs`] goes on from where they came to, as long as there are numbers to move and no constraints,
+/// and [`Tpe`] where not.
 #[derive(Clone, Debug)]
 pub struct Auto {
     tpe: Tpe,
@@ -24,15 +26,14 @@ impl Default for Auto {
 impl Sampler for Auto {
     fn suggest(&mut self, ask: &Ask<'_>) -> Result<Suggestion> {
         let told = ask.history.told();
-        let numbers = ask.space.parameters().iter().all(|p| p.parent.is_none() && !p.domain.is_category());
         let several = told.iter().any(|t| t.losses.len() > 1);
         let complete = told.iter().filter(|t| t.end == End::Complete).count();
         let constrained = told.iter().any(|t| !t.constraints.is_empty());
-        if !numbers || several || ask.space.is_open() {
+        if several || ask.space.is_open() {
             self.tpe.suggest(ask)
         } else if complete < MANY {
             self.gp.suggest(ask)
-        } else if constrained {
+        } else if constrained || !moves(ask.space) {
             self.tpe.suggest(ask)
         } else {
             self.cma.suggest(ask)
@@ -42,4 +43,10 @@ impl Sampler for Auto {
     fn name(&self) -> &'static str {
         "auto"
     }
+}
+
+/// Whether there are numbers that every trial has.
+fn moves(space: &Space) -> bool {
+    let number = |p: &Parameter| p.parent.is_none() && !p.domain.is_category() && p.domain.count() != Some(1);
+    space.parameters().iter().any(number)
 }

@@ -199,7 +199,7 @@ impl Crowd {
         let smooth: Vec<usize> =
             (0..self.axes.len()).filter(|a| matches!(self.axes[*a], Axis::Smooth(_))).collect();
         let at: Vec<Vec<f64>> = points.iter().map(|p| smooth.iter().map(|a| p[*a]).collect()).collect();
-        let mut sums: Vec<LogSum> = points.iter().map(|p| LogSum::new(prior(&self.axes, p))).collect();
+        let mut sums: Vec<LogSum> = prior(&self.axes, points).into_iter().map(LogSum::new).collect();
         let tables = self.tables(points);
         let mut exponents = [0.0; BLOCK];
         for start in (0..self.present.len()).step_by(BLOCK) {

@@ -94,31 +94,62 @@ pub(super) fn sigma(left: Option<f64>, at: f64, right: Option<f64>, n: usize) ->
 
 /// The logarithm of `1 / (sigma * mass inside the unit interval)`.
 pub(super) fn log_norm(centre: f64, sigma: f64) -> f64 {
-    -(sigma * normal::between(-centre / sigma, (1.0 - centre) / sigma)).ln()
+    -(sigma * inside(centre, sigma)).ln()
+}
+
+/// How much of a normal distribution lies inside the unit interval.
+fn inside(centre: f64, sigma: f64) -> f64 {
+    normal::between(-centre / sigma, (1.0 - centre) / sigma)
 }
 
 /// The logarithm of a truncated normal's probability of a cell.
-pub(super) fn log_cell(centre: f64, sigma: f64, (from, to): (f64, f64)) -> f64 {
-    let mass = normal::between((from - centre) / sigma, (to - centre) / sigma);
-    let all = normal::between(-centre / sigma, (1.0 - centre) / sigma);
-    (mass.max(1e-300) / all).ln()
+pub(super) fn log_cell(centre: f64, sigma: f64, cell: (f64, f64)) -> f64 {
+    log_mass(centre, sigma, cell) - inside(centre, sigma).ln()
+}
+
+/// The logarithm of a normal's probability of a cell.
+fn log_mass(centre: f64, sigma: f64, (from, to): (f64, f64)) -> f64 {
+    normal::between((from - centre) / sigma, (to - centre) / sigma).max(1e-300).ln()
 }
 
 /// The prior kernel of a numeric axis: as wide as the axis.
 pub(super) const PRIOR: (f64, f64) = (0.5, 1.0);
 
-/// The prior's log density at a point.
-pub(super) fn prior(axes: &[Axis], at: &[f64]) -> f64 {
-    let (centre, sigma) = PRIOR;
-    axes.iter().zip(at).map(|(axis, x)| axis.log_kernel(centre, sigma, *x, 0)).sum::<f64>()
+/// The prior's log density at some points.
+pub(super) fn prior(axes: &[Axis], points: &[Vec<f64>]) -> Vec<f64> {
+    let kernels: Vec<Kernel> = axes.iter().map(|axis| axis.kernel(PRIOR.0, PRIOR.1)).collect();
+    let density = |at: &Vec<f64>| {
+        let parts = axes.iter().zip(&kernels).zip(at);
+        parts.map(|((axis, kernel), x)| axis.log_density(*kernel, *x, 0)).sum::<f64>()
+    };
+    points.iter().map(density).collect()
+}
+
+/// One axis of a kernel.
+#[derive(Clone, Copy, Debug)]
+struct Kernel {
+    centre: f64,
+    sigma: f64,
+    /// The logarithm of its constant, which costs more than the rest of it.
+    norm: f64,
 }
 
 impl Axis {
+    fn kernel(&self, centre: f64, sigma: f64) -> Kernel {
+        let norm = match self {
+            Self::Smooth(_) => log_norm(centre, sigma),
+            Self::Cells(_) => -inside(centre, sigma).ln(),
+            Self::Category(_) => 0.0,
+        };
+        Kernel { centre, sigma, norm }
+    }
+
     /// A kernel's log density at `x`; for a category, `n` is the number of observations, and 0 stands for the prior.
-    fn log_kernel(&self, centre: f64, sigma: f64, x: f64, n: usize) -> f64 {
+    fn log_density(&self, kernel: Kernel, x: f64, n: usize) -> f64 {
+        let Kernel { centre, sigma, norm } = kernel;
         match self {
-            Self::Smooth(_) => log_norm(centre, sigma) - 0.5 * ((x - centre) / sigma).powi(2),
-            Self::Cells(_) => log_cell(centre, sigma, self.cell(x)),
+            Self::Smooth(_) => norm - 0.5 * ((x - centre) / sigma).powi(2),
+            Self::Cells(_) => norm + log_mass(centre, sigma, self.cell(x)),
             Self::Category(count) if n == 0 => -(*count as f64).ln(),
             Self::Category(count) => {
                 let (hit, miss) = hit_or_miss(n, *count);
@@ -131,8 +162,8 @@ impl Axis {
 /// A mixture of product kernels over a few observations, and the prior.
 pub(super) struct Parzen<'a> {
     axes: &'a [Axis],
-    /// One row an observation, one column an axis: (centre, sigma).
-    kernels: Vec<Vec<(f64, f64)>>,
+    /// One row an observation, one column an axis.
+    kernels: Vec<Vec<Kernel>>,
     weights: Vec<f64>,
 }
 
@@ -140,18 +171,18 @@ impl<'a> Parzen<'a> {
     /// Of observations, oldest first. `uniform` weighs them all alike.
     pub(super) fn new(axes: &'a [Axis], rows: &[Vec<f64>], uniform: bool) -> Self {
         let n = rows.len();
-        let mut kernels: Vec<Vec<(f64, f64)>> =
-            rows.iter().map(|row| row.iter().map(|x| (*x, 1.0)).collect()).collect();
-        for axis in 0..axes.len() {
+        let mut kernels: Vec<Vec<Kernel>> = vec![Vec::with_capacity(axes.len()); n];
+        for (k, axis) in axes.iter().enumerate() {
             let mut order: Vec<usize> = (0..n).collect();
-            order.sort_by(|a, b| rows[*a][axis].total_cmp(&rows[*b][axis]));
+            order.sort_by(|a, b| rows[*a][k].total_cmp(&rows[*b][k]));
             for (place, row) in order.iter().enumerate() {
-                let left = place.checked_sub(1).map(|p| rows[order[p]][axis]);
-                let right = order.get(place + 1).map(|r| rows[*r][axis]);
-                kernels[*row][axis].1 = sigma(left, rows[*row][axis], right, n);
+                let left = place.checked_sub(1).map(|p| rows[order[p]][k]);
+                let right = order.get(place + 1).map(|r| rows[*r][k]);
+                let at = rows[*row][k];
+                kernels[*row].push(axis.kernel(at, sigma(left, at, right, n)));
             }
         }
-        kernels.push(vec![PRIOR; axes.len()]);
+        kernels.push(axes.iter().map(|axis| axis.kernel(PRIOR.0, PRIOR.1)).collect());
         let weights = (0..n).map(|i| if uniform { 1.0 } else { weight(i, n) }).chain([1.0]).collect();
         Self { axes, kernels, weights }
     }
@@ -167,7 +198,7 @@ impl<'a> Parzen<'a> {
         }
         let observations = if row + 1 == self.kernels.len() { 0 } else { self.kernels.len() - 1 };
         let kernel = &self.kernels[row];
-        let draw = |(axis, (centre, sigma)): (&Axis, &(f64, f64))| match axis {
+        let draw = |(axis, Kernel { centre, sigma, .. }): (&Axis, &Kernel)| match axis {
             Axis::Category(count) => {
                 let u = stream.unit();
                 let other = stream.below(*count) as f64;
@@ -192,7 +223,7 @@ impl<'a> Parzen<'a> {
             .map(|(row, (kernel, weight))| {
                 let n = if row == n { 0 } else { n };
                 let parts = self.axes.iter().zip(kernel).zip(at);
-                weight.ln() + parts.map(|((axis, (c, s)), x)| axis.log_kernel(*c, *s, *x, n)).sum::<f64>()
+                weight.ln() + parts.map(|((axis, kernel), x)| axis.log_density(*kernel, *x, n)).sum::<f64>()
             })
             .collect();
         let top = terms.iter().copied().fold(f64::NEG_INFINITY, f64::max);
