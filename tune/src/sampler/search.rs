@@ -61,18 +61,12 @@ impl Search {
 
     /// Asks for the next trial.
     pub fn ask(&mut self) -> Result<Trial> {
-        let suggestion = self.suggest(None)?;
+        let ask = Ask { space: &self.space, history: &self.history, number: self.next, seed: self.seed };
+        let suggestion = suggest(&mut *self.sampler, self.queue.front(), &ask)?;
         self.begin(suggestion)
     }
 
-    /// What the next trial should try, by what the sampler knows or by another view of it. Nothing begins by this.
-    pub fn suggest(&mut self, seen: Option<&History>) -> Result<Suggestion> {
-        let history = seen.unwrap_or(&self.history);
-        let ask = Ask { space: &self.space, history, number: self.next, seed: self.seed };
-        suggest(&mut *self.sampler, self.queue.front(), &ask)
-    }
-
-    /// The same by the history [as a scheduler judges it](History::judged_by), where trials are cut short.
+    /// What the next trial should try, by the history [as a scheduler judges it](History::judged_by). Nothing begins by this.
     pub fn suggest_under(&mut self, scheduler: &dyn Scheduler) -> Result<Suggestion> {
         let history = self.judge.look(&self.history, scheduler);
         let ask = Ask { space: &self.space, history, number: self.next, seed: self.seed };
