@@ -147,6 +147,34 @@ mod tests {
         }
     }
 
+    /// Figures of Optuna 5.0.0: `LogEI` of the same process.
+    #[test]
+    fn promises_what_optuna_promises() {
+        let points: Vec<Vec<f64>> =
+            (0..12).map(|i| (0..2).map(|k| f64::from((i * 37 + k * 61) % 23) / 22.0).collect()).collect();
+        let values: Vec<f64> = points.iter().map(|p| (6.0 * p[0]).sin() + p[1] * p[1]).collect();
+        let mean = values.iter().sum::<f64>() / 12.0;
+        let deviation = (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / 12.0).sqrt();
+        let values = Mat::from_fn(12, 1, |i, _| (values[i] - mean) / deviation);
+        let hyper = Hyper {
+            weights: vec![0.10878469970071287, 3.021544460534098],
+            scale: 1.6330373095627189,
+            noise: 3.851230547659521e-06,
+        };
+        let best = (0..12).map(|i| values[(i, 0)]).fold(f64::INFINITY, f64::min);
+        let model = Model::new(&points, &values, &[false; 2], hyper);
+        let acquisition = Acquisition { loss: Some((model, vec![best])), constraints: vec![] };
+        for (at, expected) in [
+            ([0.3, 0.6], -70.61971107282476),
+            ([0.05, 0.95], -563.3820849910109),
+            ([0.5, 0.5], -8.075305447564933),
+            ([0.9, 0.1], -23.36699110519196),
+        ] {
+            let got = acquisition.values(&[at.to_vec()])[0];
+            assert!((got / expected - 1.0).abs() < 1e-6, "{at:?}: {got} {expected}");
+        }
+    }
+
     #[test]
     fn the_slope_is_that_of_the_values() {
         let points = vec![vec![0.1, 0.9], vec![0.4, 0.2], vec![0.8, 0.7], vec![0.5, 0.5]];

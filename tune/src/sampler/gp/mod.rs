@@ -1,6 +1,7 @@
 //! Bayesian optimisation with Gaussian processes: for trials that are expensive, up to a few hundred of them.
 
 mod acquisition;
+mod lanes;
 mod lbfgs;
 mod model;
 mod search;
