@@ -131,7 +131,7 @@ fn the_schedule_follows_the_problem() {
         peak > 1.5 * rates[0] && peak > rates[rates.len() - 1]
     };
     let bent = schedules.iter().filter(bends).count();
-    assert!(bent >= 15, "{bent} of 20: {schedules:?}");
+    assert!(bent >= 17, "{bent} of 20: {schedules:?}");
 }
 
 /// One trial with the schedule of the best member ends where that member did.
