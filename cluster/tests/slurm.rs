@@ -53,6 +53,7 @@ fn trials() -> Vec<Trial> {
     let here = std::env::var_os(CLUSTER).is_some();
     let trial = |name: &str, test: fn() -> std::pin::Pin<Box<dyn Future<Output = ()>>>| {
         Trial::test(name, move || {
+            nodes::settle(PATIENCE);
             run(test());
             Ok(())
         })
@@ -118,10 +119,8 @@ async fn node_fails(how: fn(&Node)) {
     let took = watched.recovered(2, since).await;
     assert_ne!(watched.rank(1, 2).await.0, node.name);
     assert_ne!(watched.rank(0, 2).await.0, node.name);
-    // Before any assertion can leave it broken for the tests that follow.
     node.restore();
     watched.cancel().await;
-    nodes::all_idle(PATIENCE);
     assert!(took < RECOVERED, "{took:?}");
 }
 

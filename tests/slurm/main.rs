@@ -28,8 +28,7 @@ fn main() -> ExitCode {
     let here = std::env::var_os(CLUSTER).is_some();
     let trial = |name: &str, test: fn()| {
         let run = move || -> Result<(), Failed> {
-            // What an earlier test broke is whole again, and nothing of it is in the way.
-            nodes::all_idle(PATIENCE);
+            nodes::settle(PATIENCE);
             test();
             Ok(())
         };
@@ -201,7 +200,6 @@ fn node_fails(how: fn(&Node)) {
     eprintln!("a broken node: stepping again after {took:?}");
     let new = process(&place, "REGATTA_ATTEMPT=2");
     let elsewhere = node_of(new).is_some_and(|node| node != name);
-    // Before any assertion can leave it broken for the tests that follow.
     node.restore();
     end(&place, "n");
     assert!(elsewhere, "it is on {name} again");

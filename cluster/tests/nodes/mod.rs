@@ -3,9 +3,10 @@
 #[path = "../host/mod.rs"]
 mod host;
 
+use std::cell::Cell;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub(crate) use host::*;
 use rustix::process::Signal;
@@ -22,15 +23,24 @@ pub(crate) fn tool(name: &str, args: &[&str]) -> String {
 
 /// Waits until no job and no broken node is left.
 pub(crate) fn all_idle(within: Duration) {
-    eventually(within, || {
-        let idle = tool("sinfo", &["-h", "-N", "-p", "main", "-t", "idle", "-o", "%N"]);
-        (idle.lines().count() == 3).then_some(())
-    });
+    let since = Instant::now();
+    while tool("sinfo", &["-h", "-N", "-p", "main", "-t", "idle", "-o", "%N"]).lines().count() != 3 {
+        let left = || [tool("sinfo", &["-N", "-l"]), tool("squeue", &["-l"])].concat();
+        assert!(since.elapsed() < within, "not all nodes are idle within {within:?}:\n{}", left());
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
-/// A node: its daemon, with what is needed to start that again.
+/// Ends what a test before may have left, so that a failure is one test's alone.
+pub(crate) fn settle(within: Duration) {
+    tool("scancel", &["--me"]);
+    all_idle(within);
+}
+
+/// A node: its daemon, with what is needed to start that again. It is whole again when it is dropped.
 pub(crate) struct Node {
     pub(crate) name: String,
+    broken: Cell<bool>,
     daemon: i32,
     arguments: Vec<String>,
     variables: Vec<(String, String)>,
@@ -46,7 +56,13 @@ impl Node {
         let variable =
             |text: String| text.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
         let variables = parts("environ").into_iter().filter_map(variable).collect();
-        Self { name: name.to_owned(), daemon, arguments: parts("cmdline"), variables }
+        Self {
+            name: name.to_owned(),
+            broken: Cell::new(false),
+            daemon,
+            arguments: parts("cmdline"),
+            variables,
+        }
     }
 
     /// Its daemon, and every process of every job on it, with those that watch over them.
@@ -69,16 +85,19 @@ impl Node {
 
     /// The power goes.
     pub(crate) fn kill(&self) {
+        self.broken.set(true);
         self.all(Signal::KILL);
     }
 
     /// Everything stands still, and every connection stays open.
     pub(crate) fn stop(&self) {
+        self.broken.set(true);
         self.all(Signal::STOP);
     }
 
     /// Goes on, or boots again.
     pub(crate) fn restore(&self) {
+        self.broken.set(false);
         self.all(Signal::CONT);
         if alive(self.daemon) {
             return;
@@ -89,5 +108,13 @@ impl Node {
             daemon.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         std::fs::write(run_folder().join("pid").join(&self.name), daemon.id().to_string()).unwrap();
         std::thread::spawn(move || daemon.wait());
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if self.broken.get() {
+            self.restore();
+        }
     }
 }

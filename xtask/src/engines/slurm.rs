@@ -205,7 +205,7 @@ impl Slurm {
         let host = host.split('.').next().unwrap_or("localhost").to_owned();
         let mut text = format!(
             "ClusterName=regatta\nSlurmctldHost={host}(127.0.0.1)\nSlurmUser=root\nPluginDir={at}{plugins}\n\
-             AuthType=auth/munge\nAuthInfo=socket={run}/munge/sock,cred_expire=5\nCredType=cred/munge\n\
+             AuthType=auth/munge\nAuthInfo=socket={run}/munge/sock\nCredType=cred/munge\n\
              CommunicationParameters=NoInAddrAny,NoCtldInAddrAny\nSlurmctldPort={port}\n\
              StateSaveLocation={run}/state\nSlurmdSpoolDir={run}/spool/%n\n\
              SlurmctldPidFile={run}/pid/slurmctld.own\nSlurmdPidFile={run}/pid/%n.own\n\
