@@ -219,7 +219,8 @@ impl<W: Write + Send> StudyCallback for Sweep<W> {
             StudyEvent::Begun { experiment, name, resumed, .. } => {
                 let resumed = if *resumed { "  resumed" } else { "" };
                 let (opened, search) = (study.opened(), study.search().sampler().name());
-                self.look.resume = self.look.resume.replace("{run}", name);
+                self.look.resume =
+                    self.look.resume.replace("{run}", name).replace("{experiment}", experiment);
                 self.say(&format!(
                     "study {experiment}/{name}{resumed}  {} trials, {} at once, {search}",
                     opened.samples, opened.concurrent

@@ -8,7 +8,7 @@ use regatta_cluster::local::LocalNode;
 use regatta_train::config::Verbosity;
 use regatta_train::folder::RunFolder;
 use regatta_train::registry;
-use regatta_train::{EngineConfig, Experiment, RunConfig, RunResult, Status, Trainable, Trainer};
+use regatta_train::{EngineConfig, Experiment, RunResult, Status, Trainable, Trainer};
 use serde_json::{Value, json};
 
 use crate::args::{self, Common, Resume, Train};
@@ -51,7 +51,7 @@ pub(crate) fn run(args: &Train, json: bool) -> Outcome {
 pub(crate) fn resume(args: &Resume, json: bool) -> Outcome {
     let remote = args.run.contains("://") && !args.run.starts_with("file://");
     let folder = match remote {
-        true => RunFolder::find(&args.run, &RunConfig::default())?.path,
+        true => regatta_tune::fetch(&args.run)?,
         false => runs::find(args.run.trim_start_matches("file://"), &args.root)?.folder,
     };
     if tune::is_study(&folder) {

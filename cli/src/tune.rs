@@ -13,12 +13,11 @@ use crate::drive::{Order, Study};
 use crate::out;
 use crate::place;
 use crate::problem::{Outcome, Problem, exit};
-use crate::runs;
 use crate::settings::{self, Override, Settings};
 use crate::submit;
 use crate::sweep::{Look, Sweep};
 use crate::term::{self, Terminal};
-use crate::train::{options, program, read_engine, resume_command, writable};
+use crate::train::{options, read_engine, resume_command, writable};
 
 /// What values of the `tune` section are called on the command line.
 const SECTION: &str = "tune.";
@@ -99,14 +98,6 @@ pub(crate) fn is_study(folder: &Path) -> bool {
     }
 }
 
-fn resumed_command(folder: &Path) -> String {
-    let program = program();
-    match folder.starts_with(std::env::current_dir().unwrap_or_default().join(runs::ROOT)) {
-        true => format!("{program} resume {{run}}"),
-        false => format!("{program} resume {}", folder.display()),
-    }
-}
-
 /// The file's `tune` section, with what changes it.
 pub(crate) fn section(settings: &Settings, changes: &[Override]) -> Outcome<TuneConfig> {
     let file = settings.file().display();
@@ -146,10 +137,7 @@ fn changed(config: TuneConfig, change: &Override) -> Outcome<TuneConfig> {
 pub(crate) fn drive(order: Order, show: &args::Shown, json: bool) -> Outcome {
     let Order { experiment, study, resume } = order;
     let study = study.ok_or_else(|| Problem::usage("it is no study"))?;
-    let command = match &resume {
-        Some(folder) => resumed_command(folder),
-        None => resume_command(&experiment, None),
-    };
+    let command = resume_command(&experiment, resume.as_deref());
     let mut tuner = Tuner::from_experiment(experiment, study.tune)?;
     if let Some(folder) = &resume {
         tuner = tuner.resume(folder).allow_changed_space(study.allow_changed_space);

@@ -94,3 +94,58 @@ fn a_stop_says_how_to_go_on_from_anywhere() {
         .unwrap();
     came(child).code(75).says("saved step-").says(&format!("resume {URL}"));
 }
+
+const STUDY: &str = r#"(
+    trainable: "race",
+    config: (epochs: 6, millis: 60),
+    run: (name: "far", storage: "s3://bucket/runs", seed: 11),
+    failure: (grace_seconds: 20),
+    tune: (metric: "loss", mode: Min, samples: 6, concurrent: 2, sampler: Random),
+)"#;
+const STUDY_URL: &str = "s3://bucket/runs/race/far";
+
+/// The losses of each trial, as the study's log has them.
+fn losses(place: &Place) -> Vec<Vec<f64>> {
+    let grid = regatta_tune::ResultGrid::open(place.path().join("runs/race/far")).unwrap();
+    grid.trials().iter().map(|trial| trial.values("loss")).collect()
+}
+
+#[test]
+fn a_study_that_lost_its_driver_and_its_folder_goes_on_from_its_url_elsewhere() {
+    let (server, here) = (Server::start(), Place::new());
+    let env = server.environment();
+    let undisturbed = Place::new();
+    undisturbed.write("a.ron", STUDY);
+    undisturbed.run(&["tune", "a.ron", "--storage", "runs", "millis=0"]).code(0);
+
+    here.write("a.ron", STUDY);
+    let mut child = here.start_with(&["tune", "a.ron"], &env);
+    until("some checkpoints", || server.commits().len() >= 4);
+    child.kill().unwrap();
+    came(child);
+    drop(here);
+
+    // The copy of its log is from its beginning, and knows of no trial; those that there are begin anew.
+    let there = Place::new();
+    let args = ["resume", STUDY_URL, "--json"];
+    let child = there.start_with(&args, &env);
+    until("the study is here", || there.path().join("runs/race/far/trials/00001/run.db").is_file());
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT)
+        .unwrap();
+    came(child).code(75).says(&format!("resume {STUDY_URL}"));
+    drop(there);
+
+    // Stopped in good order, all of it was copied: trials go on from their last checkpoints.
+    let third = Place::new();
+    let told = third.run_with(&args, &env).code(0).says("study race/far  resumed").json();
+    assert_eq!((&told["trials"], &told["done"]), (&6.into(), &6.into()), "{told}");
+    assert_eq!(losses(&third), losses(&undisturbed));
+
+    let fourth = Place::new();
+    let again = fourth.run_with(&args, &env).code(0).json();
+    assert_eq!(again["best"], told["best"]);
+    // Its name is in use, wherever one is.
+    let fifth = Place::new();
+    fifth.write("a.ron", STUDY);
+    fifth.run_with(&["tune", "a.ron"], &env).code(2).says(STUDY_URL).says("resume");
+}

@@ -121,6 +121,11 @@ impl RunFolder {
             Error::Track(regatta_track::Error::Storage { why, .. }) => missing(why),
             other => other,
         })?;
+        // A study's configuration says more than a training's: who drives it writes it.
+        let stored = Reader::open(&folder.path)?.snapshot()?.run()?.unwrap_or_default();
+        if stored.config.get("tune").is_some() {
+            return Ok(folder);
+        }
         let mut config = match read_config(&folder.path) {
             Ok(config) => config,
             Err(_) => stored_config(&folder.path)?,
@@ -133,7 +138,7 @@ impl RunFolder {
     }
 
     /// Brings the latest copy of the run's store from its storage, if that is ahead of what is here.
-    pub(crate) fn bring_back(&self) -> Result<()> {
+    pub fn bring_back(&self) -> Result<()> {
         match copy::restore(&*copy::open(&self.storage)?, &self.path) {
             // What is here is ahead of the copy.
             Err(regatta_track::Error::Exists { .. }) => Ok(()),
@@ -148,14 +153,19 @@ impl RunFolder {
         is_url(&self.storage)
     }
 
+    /// Whether a copy of the run's store is elsewhere: it may have been begun on another machine.
+    pub fn has_copy(&self) -> Result<bool> {
+        Ok(self.is_remote() && copy::latest(&*copy::open(&self.storage)?)?.is_some())
+    }
+
     /// Makes the folder of a new run, and sees that it can be written to. Whether the name is in use says the folder, and
-    /// for a run that is kept elsewhere also its storage: it may have been begun on another machine.
+    /// for a run that is kept elsewhere also its storage.
     pub(crate) fn create(&self) -> Result<()> {
         let taken = |folder| Err(Error::RunExists { name: self.name.clone(), folder });
         if is_run(&self.path) {
             return taken(self.path.display().to_string());
         }
-        if self.is_remote() && copy::latest(&*copy::open(&self.storage)?)?.is_some() {
+        if self.has_copy()? {
             return taken(self.storage.clone());
         }
         std::fs::create_dir_all(&self.path).map_err(|source| self.unwritable(source))

@@ -40,7 +40,7 @@ pub use regatta_macros::SearchSpace;
 pub use results::ResultGrid;
 pub use runner::{Ending, Halt, RunningTrial, StudyCallback, StudyEvent};
 pub use study::Study;
-pub use tuner::{StudyHandle, Tuner};
+pub use tuner::{StudyHandle, Tuner, fetch};
 
 /// For the code that the macros write.
 #[doc(hidden)]

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use regatta_cluster::Resources;
 use regatta_cluster::local::LocalNode;
+use regatta_track::Reader;
 use regatta_train::config::{PreemptionSignal, ScalingConfig};
 use regatta_train::environment::Environment;
 use regatta_train::folder::{CONFIG, RunFolder, is_run};
@@ -123,11 +124,15 @@ impl Tuner {
         Ok(Self::new(Trainer::from_experiment(experiment)?).config(tune))
     }
 
-    /// Goes on with a study of trainings as it was configured: by its folder, its name, or `experiment/name`, under `./runs`.
+    /// Goes on with a study of trainings as it was configured: by its folder, its name, or `experiment/name`, under `./runs`; or
+    /// by its URL, from wherever it was driven.
     pub fn of_study(study: &str) -> Result<Self> {
-        let found = RunFolder::find(study, &RunConfig::default())?;
-        let (experiment, tune) = read_study(&found.path)?;
-        Ok(Self::from_experiment(experiment, tune)?.resume(&found.path))
+        let folder = match study.contains("://") {
+            true => fetch(study)?,
+            false => RunFolder::find(study, &RunConfig::default())?.path,
+        };
+        let (experiment, tune) = read_study(&folder)?;
+        Ok(Self::from_experiment(experiment, tune)?.resume(&folder))
     }
 
     fn bare(work: Work, run: RunConfig) -> Self {
@@ -465,12 +470,21 @@ impl Tuner {
             Work::Call(_) => "study".into(),
         };
         let place = match &self.resume {
-            Some(folder) => RunFolder::find(&folder.to_string_lossy(), &self.run)?,
+            Some(folder) => {
+                let place = RunFolder::find(&folder.to_string_lossy(), &self.run)?;
+                if place.is_remote() {
+                    place.bring_back()?;
+                }
+                place
+            }
             None => {
                 let place = RunFolder::new(&self.run, &name)?;
+                let taken = |folder| Err(Error::StudyExists { name: place.name.clone(), folder });
                 if is_run(&place.path) {
-                    let folder = place.path.display().to_string();
-                    return Err(Error::StudyExists { name: place.name, folder });
+                    return taken(place.path.display().to_string());
+                }
+                if place.has_copy()? {
+                    return taken(place.storage.clone());
                 }
                 std::fs::create_dir_all(&place.path).map_err(|source| {
                     let what = format!("make the study's folder {}", place.path.display());
@@ -509,6 +523,7 @@ impl Tuner {
             experiment: place.experiment.clone(),
             name: place.name.clone(),
             folder: place.path.clone(),
+            remote: place.is_remote().then(|| place.storage.clone()),
             config: self.config.clone(),
             space,
             base,
@@ -535,10 +550,7 @@ impl Tuner {
             },
         };
         experiment.run = self.run.clone();
-        let text = self.config.append_to(&registry::to_ron(&experiment)?)?;
-        let path = place.path.join(CONFIG);
-        let failed = |source| regatta_train::Error::io(format!("write {}", path.display()), source);
-        Ok(std::fs::write(&path, text).map_err(failed)?)
+        write_study(&place.path, &experiment, &self.config)
     }
 
     fn executor(
@@ -577,6 +589,7 @@ impl Tuner {
                     like: trainer.lockstep(decides),
                     study: place.path.clone(),
                     storage: place.storage.clone(),
+                    resumed: epoch > 1,
                     decides,
                     site,
                     to,
@@ -598,6 +611,32 @@ struct Shape {
     decides: bool,
     /// How often the study was opened.
     epoch: u64,
+}
+
+/// Brings a run or a study here from its URL, with the configuration it was begun with; the folder it then has.
+pub fn fetch(url: &str) -> Result<PathBuf> {
+    let place = RunFolder::find(url, &RunConfig::default())?;
+    let mut stored = Reader::open(&place.path)?.snapshot()?.run()?.unwrap_or_default().config;
+    let Some(tune) = stored.as_object_mut().and_then(|document| document.remove("tune")) else {
+        return Ok(place.path);
+    };
+    let unreadable = |error: serde_json::Error| {
+        Error::config("config", format!("the study at {url} was configured by another build: {error}"))
+    };
+    let tune: TuneConfig = serde_json::from_value(tune).map_err(unreadable)?;
+    let mut experiment: Experiment<Value> = serde_json::from_value(stored).map_err(unreadable)?;
+    let storage = url.trim_end_matches('/').rsplitn(3, '/').nth(2).unwrap_or_default();
+    experiment.run.storage = storage.to_owned();
+    (experiment.run.experiment, experiment.run.name) = (Some(place.experiment), Some(place.name));
+    write_study(&place.path, &experiment, &tune)?;
+    Ok(place.path)
+}
+
+fn write_study(folder: &Path, experiment: &Experiment<Value>, tune: &TuneConfig) -> Result<()> {
+    let text = tune.append_to(&registry::to_ron(experiment)?)?;
+    let path = folder.join(CONFIG);
+    let failed = |source| regatta_train::Error::io(format!("write {}", path.display()), source);
+    Ok(std::fs::write(&path, text).map_err(failed)?)
 }
 
 /// The configuration and the `tune` section of a study's folder.

@@ -38,6 +38,8 @@ pub(crate) struct TrainerExecutor {
     pub(crate) study: PathBuf,
     /// Where checkpoints lie: the study's folder, or its URL.
     pub(crate) storage: String,
+    /// Whether the study was begun before: perhaps on another machine, where its trials are.
+    pub(crate) resumed: bool,
     /// Whether anything is decided at reports.
     pub(crate) decides: bool,
     pub(crate) site: Option<Site>,
@@ -111,6 +113,15 @@ impl TrainerExecutor {
         }
     }
 
+    /// The folder of a trial. One that was begun on another machine is brought here from its storage.
+    fn brought(&self, trial: u32) -> Result<RunFolder> {
+        let place = self.run_folder(trial);
+        if self.resumed && !is_run(&place.path) && place.has_copy()? {
+            place.bring_back()?;
+        }
+        Ok(place)
+    }
+
     fn launch(
         &mut self,
         task: (u32, u64),
@@ -119,7 +130,11 @@ impl TrainerExecutor {
         workers: Option<u32>,
     ) -> Result<()> {
         let (trial, incarnation) = task;
-        let mut trainer = self.like.another()?.config(config).at(self.run_folder(trial));
+        let known = is_run(&self.run_folder(trial).path);
+        let place = self.brought(trial)?;
+        // The study's copy may be older than its trials': what they did since is done again, as the study is to hear of it.
+        let unknown = !known && is_run(&place.path);
+        let mut trainer = self.like.another()?.config(config).at(place);
         if let Some(workers) = workers {
             trainer = trainer.workers(workers as usize);
         }
@@ -127,7 +142,9 @@ impl TrainerExecutor {
         // driver that died before it heard, would leave out the reports in between.
         match restore.as_ref().filter(|checkpoint| checkpoint.owner == trial) {
             Some(own) if self.decides => trainer = trainer.restore(Restore::Named(own.id.clone())),
-            None if self.decides && restore.is_none() => trainer = trainer.restore(Restore::Beginning),
+            None if (self.decides || unknown) && restore.is_none() => {
+                trainer = trainer.restore(Restore::Beginning);
+            }
             _ => {}
         }
         let foreign = restore.filter(|checkpoint| checkpoint.owner != trial);
@@ -288,7 +305,7 @@ impl Executor for TrainerExecutor {
     }
 
     fn left_behind(&mut self, trial: u32, attempt: u32, begun: bool) -> Result<Vec<Input>> {
-        let folder = folder_of(&self.study, trial);
+        let folder = self.brought(trial)?.path;
         if !is_run(&folder) {
             return Ok(Vec::new());
         }

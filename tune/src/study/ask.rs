@@ -159,6 +159,7 @@ impl StudyBuilder {
             experiment: part(folder.parent()),
             name: part(Some(folder)),
             folder: folder.to_owned(),
+            remote: None,
             config: TuneConfig { samples: self.config.samples.or(Some(u64::MAX)), ..self.config },
             space: self.space,
             base: self.base,

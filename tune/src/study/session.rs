@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use regatta_track::event::{self, Outcome, RunConfigured, RunCreated, RunEnvironment, StudyConfigured};
 use regatta_track::sink::{self, SinkConfig, Sinks};
-use regatta_track::{Draft, Event, Query, Reader, Store, StoreConfig, Ticket, Timestamp};
+use regatta_track::{Draft, Event, Query, Reader, Store, StoreConfig, Ticket, Timestamp, copy};
 use serde_json::{Value, json};
 
 use super::input::{agrees, input, is_aside};
@@ -26,7 +26,9 @@ use crate::stopper::{Stopper, StopperConfig};
 const SAMPLES: u64 = 10;
 /// How long the log may take to the disk.
 const DURABLE_WITHIN: Duration = Duration::from_secs(60);
-/// How long sinks get to catch up at the end.
+/// How often the log is copied to a remote storage.
+const MIRROR_EVERY: Duration = Duration::from_secs(30);
+/// How long sinks and copies get to catch up at the end.
 const CATCH_UP: Duration = Duration::from_secs(30);
 /// Events read at once.
 const PAGE: usize = 4_000;
@@ -36,6 +38,8 @@ pub(crate) struct Setup {
     pub(crate) experiment: String,
     pub(crate) name: String,
     pub(crate) folder: PathBuf,
+    /// Where the log is copied to, if checkpoints go elsewhere.
+    pub(crate) remote: Option<String>,
     pub(crate) config: TuneConfig,
     pub(crate) space: Space,
     pub(crate) base: Value,
@@ -63,6 +67,7 @@ pub(crate) struct Session {
     machine: Machine,
     store: Store,
     sinks: Option<Sinks>,
+    mirror: Option<copy::Mirror>,
     last: Durable,
 }
 
@@ -83,12 +88,12 @@ impl Session {
         })?;
         store.append(RunCreated { experiment, name })?.detach();
         let enqueue = setup.config.enqueue.clone();
-        let mut session = Session { machine, store, sinks: None, last: None };
+        let mut session = Session { machine, store, sinks: None, mirror: None, last: None };
         session.introduce(&setup, plan)?;
         session.handle(Input::Opened(opened))?;
         enqueue.into_iter().try_for_each(|config| session.handle(Input::Enqueued(config)).map(drop))?;
         session.settle()?;
-        session.sinks = Some(setup.sinks(&session.store)?);
+        session.follow(&setup)?;
         Ok(session)
     }
 
@@ -101,13 +106,23 @@ impl Session {
         let same_space = setup.compare(&before)?;
         let (plan, opened) = (setup.plan(), setup.opened()?);
         let machine = setup.machine()?;
-        let mut session = Session { machine, store, sinks: None, last: None };
+        let mut session = Session { machine, store, sinks: None, mirror: None, last: None };
         session.replay(same_space)?;
         session.introduce(&setup, plan)?;
         session.handle(Input::Opened(opened))?;
         session.settle()?;
-        session.sinks = Some(setup.sinks(&session.store)?);
+        session.follow(&setup)?;
         Ok(session)
+    }
+
+    /// Starts what follows the log.
+    fn follow(&mut self, setup: &Setup) -> Result<()> {
+        let sinks = sink::of_study(&setup.folder, !setup.files);
+        self.sinks = Some(Sinks::start(&self.store, sinks, SinkConfig::default())?);
+        if let Some(place) = &setup.remote {
+            self.mirror = Some(copy::Mirror::start(&self.store, copy::open(place)?, MIRROR_EVERY)?);
+        }
+        Ok(())
     }
 
     /// What the log has of the study's surroundings; not the machine's business.
@@ -177,9 +192,9 @@ impl Session {
     pub(crate) fn close(mut self, outcome: Outcome) -> Result<()> {
         self.handle(Input::Ended(outcome))?;
         self.settle()?;
-        if let Some(sinks) = self.sinks.take()
-            && let Err(error) = sinks.finish(CATCH_UP)
-        {
+        let followed = self.sinks.take().map_or(Ok(()), |sinks| sinks.finish(CATCH_UP));
+        let copied = self.mirror.take().map_or(Ok(()), |mirror| mirror.finish(CATCH_UP).map(drop));
+        for error in [followed, copied].into_iter().filter_map(regatta_track::Result::err) {
             tracing::warn!(%error, "the study is stored, but not everything that follows it is up to date");
         }
         Ok(self.store.close()?)
@@ -264,11 +279,6 @@ impl Setup {
         let space = if self.space.is_open() { Value::Null } else { json!(self.space.root()) };
         json!({ "seed": self.seed, "space": space, "sampler": sampler, "scheduler": scheduler, "stop": stop,
                 "resource": resource })
-    }
-
-    fn sinks(&self, store: &Store) -> Result<Sinks> {
-        let sinks = sink::of_study(&self.folder, !self.files);
-        Ok(Sinks::start(store, sinks, SinkConfig::default())?)
     }
 }
 
