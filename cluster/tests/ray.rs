@@ -127,7 +127,6 @@ async fn node_fails(how: fn(&Node)) {
     how(&node);
     let took = watched.recovered(2, since).await;
     let after = [watched.rank(0, 2).await.0, watched.rank(1, 2).await.0];
-    // Before any assertion can leave it broken for the tests that follow.
     node.restore();
     watched.cancel().await;
     assert!(!after.contains(&node.name), "{after:?}");
@@ -208,7 +207,8 @@ async fn secrets() {
     assert!(left.is_empty(), "files that hold it: {left:?}");
 }
 
-/// What a job of Ray's own takes to run two processes on two nodes.
+/// What a job of Ray's own takes to run two processes on two nodes, with an environment of its own, as every job has that
+/// ships its code: without one its workers would be processes that stood ready.
 const BARE: &str = r#"
 import ray, subprocess
 from ray.util import placement_group
@@ -233,7 +233,11 @@ async fn latency() {
         let id = format!("bare-{since}-{round}");
         let script = folder().join("bare.py");
         std::fs::write(&script, BARE).unwrap();
-        let body = format!(r#"{{"submission_id": "{id}", "entrypoint": "python3 {}"}}"#, script.display());
+        let environment = format!(r#"{{"env_vars": {{"BARE": "{id}"}}}}"#);
+        let body = format!(
+            r#"{{"submission_id": "{id}", "entrypoint": "python3 {}", "runtime_env": {environment}}}"#,
+            script.display()
+        );
         assert!(ask("POST", "/api/jobs/", &body).contains(&id));
         let first = eventually(PATIENCE, || {
             let log = ask("GET", &format!("/api/jobs/{id}/logs"), "");

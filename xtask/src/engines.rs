@@ -6,6 +6,7 @@ mod ray;
 mod slurm;
 
 use std::net::TcpListener;
+use std::process::Command;
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -29,6 +30,13 @@ pub(crate) fn test(engine: Engine, keep: bool) -> Result<()> {
 
 /// The program of the example.
 const EXAMPLE: &str = "mnist_resnet";
+
+/// A command that is told to end when this process does, however that comes.
+fn bound(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "TERM", "--"]).arg(program);
+    command
+}
 
 /// Ports that were free a moment ago.
 fn free_ports(count: usize) -> Result<Vec<u16>> {

@@ -1,7 +1,6 @@
 //! Ray: a run as a job of a cluster that has it, by its Jobs API over HTTP; nothing of Ray is needed at the client.
 //!
-//! Not finished: it is written against Ray 2.60, and only the Python part was tried there. `tests/ray.rs` says what the whole has
-//! to show on a real cluster before it may be relied on.
+//! It is written against Ray 2.60; `tests/ray.rs` says what it has to show on a real cluster.
 //!
 //! # From nothing to a running job
 //!

@@ -3,6 +3,7 @@
 #[path = "../host/mod.rs"]
 mod host;
 
+use std::cell::Cell;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
@@ -51,14 +52,16 @@ pub(crate) fn all_idle(within: Duration) {
     });
 }
 
-/// A node: the session of its daemon, and the workers on it, which have sessions of their own.
+/// A node: the session of its daemon, and the workers on it, which have sessions of their own. It is whole again when it is
+/// dropped.
 pub(crate) struct Node {
     pub(crate) name: String,
+    broken: Cell<bool>,
 }
 
 impl Node {
     pub(crate) fn find(name: &str) -> Self {
-        Self { name: name.to_owned() }
+        Self { name: name.to_owned(), broken: Cell::new(false) }
     }
 
     fn daemon(&self) -> i32 {
@@ -86,16 +89,19 @@ impl Node {
 
     /// The power goes.
     pub(crate) fn kill(&self) {
+        self.broken.set(true);
         self.all(Signal::KILL);
     }
 
     /// Everything stands still, and every connection stays open.
     pub(crate) fn stop(&self) {
+        self.broken.set(true);
         self.all(Signal::STOP);
     }
 
     /// Goes on, or boots again.
     pub(crate) fn restore(&self) {
+        self.broken.set(false);
         self.all(Signal::CONT);
         if alive(self.daemon()) {
             return;
@@ -105,5 +111,13 @@ impl Node {
         daemon.arg("/bin/sh").arg(script).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let mut daemon = daemon.spawn().unwrap();
         std::thread::spawn(move || daemon.wait());
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if self.broken.get() {
+            self.restore();
+        }
     }
 }

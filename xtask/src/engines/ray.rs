@@ -6,13 +6,13 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{EXAMPLE, free_ports};
+use super::{EXAMPLE, bound, free_ports};
 use crate::{cargo, libtorch, python, root, sh};
 
 const NODES: usize = 3;
@@ -116,7 +116,7 @@ impl Ray {
         );
         let file = self.run.join(format!("{name}.sh"));
         fs::write(&file, script)?;
-        let mut command = Command::new("setsid");
+        let mut command = bound("setsid");
         command.arg("/bin/sh").arg(&file).stdin(Stdio::null()).stdout(Stdio::null());
         self.daemons.push(command.spawn().context("cannot start a node of Ray")?);
         Ok(())

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{EXAMPLE, free_ports};
+use super::{EXAMPLE, bound, free_ports};
 use crate::{cache, cargo, libtorch, root, sh};
 
 const PACKAGES: [&str; 4] = ["slurmctld", "slurmd", "slurm-client", "munge"];
@@ -143,26 +143,30 @@ impl Slurm {
         ]
     }
 
+    fn program(&self, name: &str) -> PathBuf {
+        let [bin, sbin] = ["usr/bin", "usr/sbin"].map(|folder| self.packages.join(folder).join(name));
+        if bin.exists() { bin } else { sbin }
+    }
+
     fn command(&self, program: &str) -> Command {
-        let [bin, sbin] = ["usr/bin", "usr/sbin"].map(|folder| self.packages.join(folder).join(program));
-        let mut command = Command::new(if bin.exists() { bin } else { sbin });
+        let mut command = Command::new(self.program(program));
         command.envs(self.environment());
         command
     }
 
     /// Starts a daemon; its process id and what it says are kept under its name.
     fn daemon(&mut self, name: &str, program: &str, args: &[&str]) -> Result<()> {
-        let mut command = self.command(program);
-        command.args(args);
+        let program = self.program(program);
+        let mut command = bound(program);
+        command.args(args).envs(self.environment());
         self.start_daemon(name, command)
     }
 
     /// The same with a file system of its own at `private`: what is written there, no other node sees.
     fn private_daemon(&mut self, name: &str, program: &str, args: &[&str]) -> Result<()> {
-        let daemon = self.command(program);
-        let mut command = Command::new("unshare");
+        let mut command = bound("unshare");
         command.args(["--mount", "/bin/sh", "-c", "mount -t tmpfs regatta \"$0\" && exec \"$@\""]);
-        command.arg(self.run.join("private")).arg(daemon.get_program()).args(args).envs(self.environment());
+        command.arg(self.run.join("private")).arg(self.program(program)).args(args).envs(self.environment());
         self.start_daemon(name, command)
     }
 
