@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::cluster::{ADMIN, DRIVER, USER};
-use super::kubelet::follow;
+use super::logs::follow;
 use super::scheduler::schedule;
 use super::store::{Key, Selector, Store, over};
 
