@@ -132,6 +132,25 @@ impl Cluster {
         self.send("DELETE", &format!("pods/{name}"), within).await.unwrap();
     }
 
+    /// The API server answers nobody from now on, or everybody again.
+    pub(crate) fn away(&self, away: bool) {
+        match &self.server {
+            Some(server) => server.away(away),
+            None => real::away(away),
+        }
+    }
+
+    /// From now on no container's log can be read.
+    pub(crate) fn no_logs(&self) {
+        match &self.server {
+            Some(server) => {
+                let message = "no route to host".into();
+                server.fault(Fault { method: "GET", path: "/log", code: 500, message });
+            }
+            None => self.nodes.iter().for_each(Kubelet::mute),
+        }
+    }
+
     /// From now on a quota called `team` leaves no room for any pod.
     pub(crate) async fn no_quota(&self) {
         let message =

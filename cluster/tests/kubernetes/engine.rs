@@ -14,7 +14,7 @@ use super::cluster::Cluster;
 use super::drill::config;
 use super::server::Fault;
 
-pub(crate) const ALL: [(&str, Test); 13] = [
+pub(crate) const ALL: [(&str, Test); 14] = [
     ("the_engine_conforms", || Box::pin(conforms())),
     ("a_wrong_token_is_refused_and_a_missing_right_is_named", || Box::pin(rights())),
     ("what_no_node_could_hold_is_refused_at_once", || Box::pin(no_node())),
@@ -26,6 +26,7 @@ pub(crate) const ALL: [(&str, Test); 13] = [
     ("a_client_that_died_while_submitting_is_no_hindrance", || Box::pin(half_submitted())),
     ("an_evicted_driver_was_preempted", || Box::pin(evicted())),
     ("a_driver_whose_node_is_lost_is_lost_with_it", || Box::pin(node_lost())),
+    ("a_driver_that_its_node_does_not_end_is_lost_with_it", || Box::pin(overdue())),
     ("a_driver_that_took_too_much_memory_is_told_its_limit", || Box::pin(out_of_memory())),
     ("a_server_that_does_not_answer_is_an_error_in_time", || Box::pin(silence())),
 ];
@@ -234,6 +235,28 @@ async fn node_lost() {
     let why = json!({ "type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager" });
     cluster.tell(spec.id.as_str(), json!({ "conditions": [why] })).await;
     assert_eq!(state(&engine, &spec.id).await, JobState::Ended(Reason::NodeLost));
+}
+
+/// A cluster before 1.26 says no more of a lost node's pod than that it ought to be gone.
+async fn overdue() {
+    let cluster = Cluster::start(1).await;
+    let spec = conformance::job("echo ready; sleep 1000");
+    let engine = started(&cluster, &spec).await;
+    cluster.node("n1").kill();
+    cluster.delete_within(spec.id.as_str(), 1).await;
+    assert_eq!(state(&engine, &spec.id).await, JobState::Running);
+    if let Some(server) = cluster.small() {
+        // Minutes later.
+        let key = ("pods".to_owned(), "default".to_owned(), spec.id.to_string());
+        let then = json!({ "metadata": { "deletionTimestamp": "2026-01-01T00:00:00Z" } });
+        server.with(|store| store.patch(&key, then)).unwrap();
+    }
+    let since = Instant::now();
+    let lost = JobState::Ended(Reason::NodeLost);
+    while state(&engine, &spec.id).await != lost && since.elapsed() < Duration::from_secs(120) {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert_eq!(state(&engine, &spec.id).await, lost);
 }
 
 async fn out_of_memory() {

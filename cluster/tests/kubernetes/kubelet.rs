@@ -51,6 +51,8 @@ pub(crate) struct Site {
 pub(crate) struct Kubelet {
     shared: Arc<Shared>,
     tasks: Vec<JoinHandle<()>>,
+    /// Where the API server asks for logs.
+    served: Option<JoinHandle<()>>,
 }
 
 struct Shared {
@@ -83,7 +85,7 @@ impl Kubelet {
         let (containers, wake, dead) = (Mutex::default(), Notify::new(), AtomicBool::new(false));
         let shared = Arc::new(Shared { site, containers, wake, dead });
         let mut node = described(&shared.site.node, cpus);
-        let mut tasks = Vec::new();
+        let (mut tasks, mut serves) = (Vec::new(), None);
         if shared.site.real {
             let of = shared.clone();
             let routes = Router::new().route(
@@ -93,14 +95,14 @@ impl Kubelet {
             let (port, served) = serve(routes).await;
             node["status"]["addresses"] = json!([{ "type": "InternalIP", "address": "127.0.0.1" }]);
             node["status"]["daemonEndpoints"] = json!({ "kubeletEndpoint": { "Port": port } });
-            tasks.push(served);
+            serves = Some(served);
         }
         real::send(&shared.site.client, "POST", "/api/v1/nodes", node).await.unwrap();
         if shared.site.real {
             tasks.push(tokio::spawn(shared.clone().live()));
         }
         tasks.push(tokio::spawn(shared.clone().run()));
-        Self { shared, tasks }
+        Self { shared, tasks, served: serves }
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -115,7 +117,13 @@ impl Kubelet {
         }
     }
 
+    /// It serves no logs any more.
+    pub(crate) fn mute(&self) {
+        self.served.iter().for_each(JoinHandle::abort);
+    }
+
     fn end(&self) {
+        self.mute();
         self.shared.dead.store(true, Ordering::Relaxed);
         self.tasks.iter().for_each(JoinHandle::abort);
     }

@@ -9,6 +9,7 @@ use axum::http::Request;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use regatta_cluster::kubernetes::MANIFEST;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 /// Names the folder with the kubeconfigs of an administrator and of a user without rights.
@@ -195,6 +196,13 @@ pub(crate) async fn ready(admin: &Client, nodes: usize) {
         (free.count() == nodes).then_some(())
     })
     .await;
+}
+
+/// Stops the API server's process, or has it go on.
+pub(crate) fn away(away: bool) {
+    let file = folder().unwrap().join("pid/kube-apiserver");
+    let pid = Pid::from_raw(std::fs::read_to_string(file).unwrap().trim().parse().unwrap()).unwrap();
+    kill_process(pid, if away { Signal::STOP } else { Signal::CONT }).unwrap();
 }
 
 /// Takes the right to make secrets from drivers.

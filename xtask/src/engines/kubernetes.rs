@@ -137,7 +137,9 @@ impl Kubernetes {
     fn start() -> Result<Self> {
         let programs = installed()?.join("bin");
         let run = std::env::temp_dir().join(format!("regatta-kubernetes-{}", std::process::id()));
-        fs::create_dir_all(run.join("log"))?;
+        for folder in ["log", "pid"] {
+            fs::create_dir_all(run.join(folder))?;
+        }
         fs::set_permissions(&run, fs::Permissions::from_mode(0o700))?;
         let mut cluster = Self { programs, run, daemons: Vec::new() };
         let ports = free_ports(5)?;
@@ -242,12 +244,15 @@ impl Kubernetes {
         format!("--{flag}={}", self.run.join(file).display())
     }
 
+    /// Starts a daemon; its process id is kept under its name.
     fn daemon(&mut self, program: &str, args: &[String]) -> Result<()> {
         let log = fs::File::create(self.run.join("log").join(program))?;
         let mut command = Command::new(self.programs.join(program));
         command.args(args).envs(self.environment()).current_dir(&self.run);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        self.daemons.push(command.spawn().with_context(|| format!("cannot start {program}"))?);
+        let child = command.spawn().with_context(|| format!("cannot start {program}"))?;
+        fs::write(self.run.join("pid").join(program), child.id().to_string())?;
+        self.daemons.push(child);
         Ok(())
     }
 
