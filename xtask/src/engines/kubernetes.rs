@@ -53,7 +53,7 @@ fn installed() -> Result<PathBuf> {
         false => bail!("{} is not complete", dir.display()),
     };
     cache::install("kubernetes-debian-12", 5_000_000_000, complete, |dir| {
-        eprintln!("fetching Kubernetes and building it (once; four minutes of two processors)");
+        eprintln!("fetching Kubernetes and building it (once; some six minutes of two processors)");
         let work = dir.join("work");
         fetch(&work)?;
         for deb in with_ending(&work, ".deb")? {
