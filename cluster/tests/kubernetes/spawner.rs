@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::Test;
 use super::cluster::Cluster;
 use super::drill::config;
+use super::real::send;
 use super::server::Fault;
 
 pub(crate) const ALL: [(&str, Test); 10] = [
@@ -152,6 +153,26 @@ async fn preempted() {
         reasons.contains(&Reason::Preempted) && reasons.contains(&Reason::UserError { code: 3 }),
         "{seen:?}"
     );
+    if cluster.small().is_none() {
+        spawner.release(lease.id).await.unwrap();
+        by_priority(&cluster, &spawner).await;
+    }
+}
+
+/// The real scheduler takes places for pods of a higher priority.
+async fn by_priority(cluster: &Cluster, low: &KubernetesSpawner) {
+    let class = json!({ "metadata": { "name": "urgent" }, "value": 1000, "globalDefault": false });
+    let classes = "/apis/scheduling.k8s.io/v1/priorityclasses";
+    send(&cluster.admin().await, "POST", classes, class).await.unwrap();
+    let lease = low.acquire(gang(2)).await.unwrap();
+    let mut events = launch(low, &lease, "echo ready; sleep 1000").await;
+    line(&mut events, "ready").await;
+    line(&mut events, "ready").await;
+    let urgent = KubernetesConfig { priority_class: Some("urgent".into()), ..config() };
+    let urgent = spawner(cluster, urgent).await;
+    let (seated, seen) = tokio::join!(urgent.acquire(gang(2)), to_the_end(&mut events));
+    assert_eq!(seated.unwrap().workers(), 2);
+    assert!(exits(&seen).iter().all(|(_, exit)| exit.reason == Reason::Preempted), "{seen:?}");
 }
 
 async fn vanished() {
