@@ -2,6 +2,7 @@
 //!
 //! Nothing is installed into the system, daemons run on free ports, and only what was started is stopped.
 
+mod kubernetes;
 mod ray;
 mod slurm;
 
@@ -17,6 +18,8 @@ pub(crate) enum Engine {
     Slurm,
     /// A head and two more nodes on this host
     Ray,
+    /// etcd, the API server, its controllers and its scheduler on this host; nodes that run pods as processes
+    Kubernetes,
 }
 
 /// Starts the engine, runs its tests, and takes it down whatever came of them. With `keep` it says what its tools need and
@@ -25,6 +28,7 @@ pub(crate) fn test(engine: Engine, keep: bool) -> Result<()> {
     match engine {
         Engine::Slurm => slurm::test(keep),
         Engine::Ray => ray::test(keep),
+        Engine::Kubernetes => kubernetes::test(keep),
     }
 }
 

@@ -1,11 +1,15 @@
 //! What a pod's status means: a pure reading, the same for drivers and workers.
 
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod};
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::quantity::thousandths;
 use crate::engine::{JobState, local};
 use crate::resource::Bytes;
 use crate::spawner::{Exit, Reason, WorkerEvent};
+
+/// How long after the end of its grace a pod may still be there on a node that answers; clocks may differ by some of it.
+const OBEYED: SignedDuration = SignedDuration::from_secs(90);
 
 /// A pod as it was last seen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,6 +27,8 @@ pub(super) struct Seen {
     pub(super) end: Option<End>,
     /// It is being deleted.
     pub(super) leaving: bool,
+    /// It should have been gone long ago.
+    pub(super) overdue: bool,
     /// Who disturbs it, by Kubernetes' word.
     pub(super) disturbed: Option<String>,
     /// The API server has it no more.
@@ -54,6 +60,7 @@ pub(super) fn read(pod: &Pod) -> Seen {
     let node = spec.and_then(|spec| spec.node_name.clone()).filter(|node| !node.is_empty());
     let unplaced = condition("PodScheduled", "False").filter(|_| node.is_none());
     let unplaced = unplaced.map(|condition| condition.message.or(condition.reason).unwrap_or_default());
+    let leaves = pod.metadata.deletion_timestamp.as_ref();
     let waiting = state.waiting.as_ref().map(|waiting| {
         (waiting.reason.clone().unwrap_or_default(), waiting.message.clone().unwrap_or_default())
     });
@@ -64,7 +71,8 @@ pub(super) fn read(pod: &Pod) -> Seen {
         waiting: waiting.filter(|_| !over),
         running: state.running.is_some(),
         end: end(container, &state, &status, over),
-        leaving: pod.metadata.deletion_timestamp.is_some(),
+        leaving: leaves.is_some(),
+        overdue: leaves.is_some_and(|at| Timestamp::now().duration_since(at.0) > OBEYED),
         disturbed: condition("DisruptionTarget", "True").and_then(|condition| condition.reason),
         gone: false,
         memory: memory_limit(pod),
@@ -157,10 +165,10 @@ impl Seen {
 
     /// Where a driver's pod stands.
     pub(super) fn state(&self, cancelled: bool) -> JobState {
-        // A node that is lost will never say how it ended.
-        let lost = self.leaving
-            && self.end.is_none()
-            && self.disturbed.as_deref().and_then(meaning) == Some(Reason::NodeLost);
+        // A node that is lost will never say how it ended. Clusters before 1.26 do not say either that it is: there it shows
+        // by a pod that ought to be gone.
+        let given_up = self.disturbed.as_deref().and_then(meaning) == Some(Reason::NodeLost);
+        let lost = self.leaving && self.end.is_none() && (given_up || self.overdue);
         match self {
             _ if lost => JobState::Ended(Reason::NodeLost),
             Self { end: Some(_), .. } => JobState::Ended(self.reason(cancelled)),

@@ -10,11 +10,11 @@ use regatta_cluster::{Bytes, Error, GangRequest, Reason, Resources};
 use serde_json::{Value, json};
 
 use super::Test;
-use super::cluster::{Cluster, DRIVER, pod};
+use super::cluster::Cluster;
 use super::drill::config;
 use super::server::Fault;
 
-pub(crate) const ALL: [(&str, Test); 13] = [
+pub(crate) const ALL: [(&str, Test); 14] = [
     ("the_engine_conforms", || Box::pin(conforms())),
     ("a_wrong_token_is_refused_and_a_missing_right_is_named", || Box::pin(rights())),
     ("what_no_node_could_hold_is_refused_at_once", || Box::pin(no_node())),
@@ -26,6 +26,7 @@ pub(crate) const ALL: [(&str, Test); 13] = [
     ("a_client_that_died_while_submitting_is_no_hindrance", || Box::pin(half_submitted())),
     ("an_evicted_driver_was_preempted", || Box::pin(evicted())),
     ("a_driver_whose_node_is_lost_is_lost_with_it", || Box::pin(node_lost())),
+    ("a_driver_that_its_node_does_not_end_is_lost_with_it", || Box::pin(overdue())),
     ("a_driver_that_took_too_much_memory_is_told_its_limit", || Box::pin(out_of_memory())),
     ("a_server_that_does_not_answer_is_an_error_in_time", || Box::pin(silence())),
 ];
@@ -48,9 +49,18 @@ async fn state(engine: &KubernetesEngine, id: &JobId) -> JobState {
     engine.describe(std::slice::from_ref(id)).await.unwrap()[0].state.clone()
 }
 
-/// Says of a pod what its node or the cluster would.
-fn tell(cluster: &Cluster, name: &JobId, patch: Value) {
-    cluster.server().with(|store| store.patch(&pod(name.as_str()), patch)).unwrap();
+/// Waits until a job that is queued says this of why.
+async fn waits(engine: &KubernetesEngine, id: &JobId, why: &str) {
+    let since = Instant::now();
+    loop {
+        let state = state(engine, id).await;
+        let JobState::Queued(said) = &state else { panic!("{state:?}") };
+        if said.contains(why) {
+            return;
+        }
+        assert!(since.elapsed() < Duration::from_secs(30), "{said}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 async fn refused(cluster: &Cluster, config: KubernetesConfig, client: Client, spec: &JobSpec) -> Error {
@@ -68,7 +78,7 @@ async fn rights() {
     let error = refused(&cluster, config(), wrong, &spec).await.to_string();
     assert!(error.contains("Unauthorized") && error.contains("token"), "{error}");
     // A driver may not submit drivers.
-    let driver = cluster.with_token(DRIVER).await;
+    let driver = cluster.driver().await;
     let error = refused(&cluster, config(), driver, &spec).await.to_string();
     assert!(error.contains("cannot create resource \"services\"") && error.contains("auth can-i"), "{error}");
 }
@@ -105,8 +115,7 @@ async fn no_room() {
     conformance::submit(&engine, &first).await;
     conformance::logged(&engine, &first.id, "ready").await;
     conformance::submit(&engine, &second).await;
-    let waits = state(&engine, &second.id).await;
-    assert!(matches!(&waits, JobState::Queued(why) if why.contains("Insufficient cpu")), "{waits:?}");
+    waits(&engine, &second.id, "Insufficient cpu").await;
     // One that waits can be cancelled, and then does not run when there is room.
     let third = conformance::job("echo third");
     conformance::submit(&engine, &third).await;
@@ -124,11 +133,7 @@ async fn no_image() {
     let engine = KubernetesEngine::with_client(wrong, cluster.user().await);
     let spec = conformance::job("exit 0");
     conformance::submit(&engine, &spec).await;
-    cluster
-        .eventually("a pull that failed", "pods", |pods| pods[0]["status"]["containerStatuses"].is_array())
-        .await;
-    let waits = state(&engine, &spec.id).await;
-    assert!(matches!(&waits, JobState::Queued(why) if why.contains("missing/image:1")), "{waits:?}");
+    waits(&engine, &spec.id, "missing/image:1").await;
     engine.cancel(&spec.id, Duration::ZERO).await.unwrap();
 }
 
@@ -145,7 +150,8 @@ async fn refusals() {
         (500, "etcdserver: request timed out", "etcdserver"),
     ] {
         let cluster = Cluster::start(1).await;
-        cluster.server().fault(Fault { method: "POST", path: "/pods", code, message: message.into() });
+        let Some(server) = cluster.small() else { return real_refusals(&cluster).await };
+        server.fault(Fault { method: "POST", path: "/pods", code, message: message.into() });
         let error =
             refused(&cluster, config(), cluster.user().await, &conformance::job("exit 0")).await.to_string();
         assert!(error.contains(message) && error.contains(advice), "{error}");
@@ -155,25 +161,40 @@ async fn refusals() {
     assert!(error.to_string().contains("engine.Kubernetes.image"), "{error}");
 }
 
+/// The same, of those that a real server can be brought to.
+async fn real_refusals(cluster: &Cluster) {
+    let spec = conformance::job("exit 0");
+    let never = KubernetesConfig { pull_policy: Some("Sometimes".into()), ..config() };
+    let error = refused(cluster, never, cluster.user().await, &spec).await.to_string();
+    assert!(error.contains("Unsupported value") && error.contains("Kubernetes configuration"), "{error}");
+    let nowhere = KubernetesConfig { namespace: Some("nowhere".into()), ..config() };
+    let error = refused(cluster, nowhere, cluster.admin().await, &spec).await.to_string();
+    assert!(error.contains("\"nowhere\" not found") && error.contains("kubectl get namespaces"), "{error}");
+    cluster.no_quota().await;
+    let error = refused(cluster, config(), cluster.user().await, &spec).await.to_string();
+    assert!(error.contains("exceeded quota: team") && error.contains("resourcequota"), "{error}");
+}
+
 async fn half_submitted() {
     let cluster = Cluster::start(1).await;
     let spec = conformance::job("echo once");
     // The service and the secret of a client that got no further.
-    let record = json!({ "metadata": {
+    let metadata = json!({
         "name": spec.id.as_str(), "labels": { "regatta/job": spec.id.as_str(), "regatta/role": "job" },
         "annotations": { "regatta/labels": "{}" },
-    } });
-    let named = |kind: &str, id: &JobId| (kind.to_owned(), "default".to_owned(), id.to_string());
-    cluster.server().with(|store| store.create(named("services", &spec.id), record)).unwrap();
+    });
+    let headless = json!({ "clusterIP": "None" });
+    let record = json!({ "metadata": metadata, "spec": headless });
+    cluster.create("services", record).await;
     let engine = KubernetesEngine::with_client(config(), cluster.user().await);
-    let waits = state(&engine, &spec.id).await;
-    assert!(matches!(&waits, JobState::Queued(_)), "{waits:?}");
+    let queued = state(&engine, &spec.id).await;
+    assert!(matches!(&queued, JobState::Queued(_)), "{queued:?}");
     conformance::submit(&engine, &spec).await;
     assert_eq!(conformance::log(&engine, &spec.id).await, "once\n");
     // A service of somebody else's is not taken for a job's.
     let other = conformance::job("exit 0");
-    let theirs = json!({ "metadata": { "name": other.id.as_str() } });
-    cluster.server().with(|store| store.create(named("services", &other.id), theirs)).unwrap();
+    let theirs = json!({ "metadata": { "name": other.id.as_str() }, "spec": headless });
+    cluster.create("services", theirs).await;
     let error = engine.submit(&other).await.unwrap_err().to_string();
     assert!(error.contains("no job's") && error.contains("another name"), "{error}");
 }
@@ -196,13 +217,9 @@ async fn evicted() {
     let ended =
         json!({ "name": "regatta", "state": { "terminated": { "exitCode": 137, "reason": "Error" } } });
     let why = "The node was low on resource: ephemeral-storage.";
-    tell(
-        &cluster,
-        &spec.id,
-        json!({ "status": {
-        "phase": "Failed", "reason": "Evicted", "message": why, "containerStatuses": [ended],
-    } }),
-    );
+    let failed =
+        json!({ "phase": "Failed", "reason": "Evicted", "message": why, "containerStatuses": [ended] });
+    cluster.tell(spec.id.as_str(), failed).await;
     let status = engine.describe(std::slice::from_ref(&spec.id)).await.unwrap().remove(0);
     assert_eq!(status.state, JobState::Ended(Reason::Preempted));
     assert!(status.word.contains("Evicted") && status.word.contains("ephemeral-storage"), "{}", status.word);
@@ -214,17 +231,32 @@ async fn node_lost() {
     let engine = started(&cluster, &spec).await;
     cluster.node("n1").kill();
     // All that the cluster will ever say: the node's own word is missing.
-    tell(
-        &cluster,
-        &spec.id,
-        json!({
-            "metadata": { "deletionTimestamp": "2026-01-01T00:05:00Z" },
-            "status": { "conditions": [
-                { "type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager" },
-            ] },
-        }),
-    );
+    cluster.delete("pods", spec.id.as_str()).await;
+    let why = json!({ "type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager" });
+    cluster.tell(spec.id.as_str(), json!({ "conditions": [why] })).await;
     assert_eq!(state(&engine, &spec.id).await, JobState::Ended(Reason::NodeLost));
+}
+
+/// A cluster before 1.26 says no more of a lost node's pod than that it ought to be gone.
+async fn overdue() {
+    let cluster = Cluster::start(1).await;
+    let spec = conformance::job("echo ready; sleep 1000");
+    let engine = started(&cluster, &spec).await;
+    cluster.node("n1").kill();
+    cluster.delete_within(spec.id.as_str(), 1).await;
+    assert_eq!(state(&engine, &spec.id).await, JobState::Running);
+    if let Some(server) = cluster.small() {
+        // Minutes later.
+        let key = ("pods".to_owned(), "default".to_owned(), spec.id.to_string());
+        let then = json!({ "metadata": { "deletionTimestamp": "2026-01-01T00:00:00Z" } });
+        server.with(|store| store.patch(&key, then)).unwrap();
+    }
+    let since = Instant::now();
+    let lost = JobState::Ended(Reason::NodeLost);
+    while state(&engine, &spec.id).await != lost && since.elapsed() < Duration::from_secs(120) {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert_eq!(state(&engine, &spec.id).await, lost);
 }
 
 async fn out_of_memory() {
@@ -236,7 +268,7 @@ async fn out_of_memory() {
     conformance::logged(&engine, &spec.id, "ready").await;
     let ended =
         json!({ "name": "regatta", "state": { "terminated": { "exitCode": 137, "reason": "OOMKilled" } } });
-    tell(&cluster, &spec.id, json!({ "status": { "phase": "Failed", "containerStatuses": [ended] } }));
+    cluster.tell(spec.id.as_str(), json!({ "phase": "Failed", "containerStatuses": [ended] })).await;
     let (limit, used) = (Bytes::mib(256), Bytes::mib(256));
     assert_eq!(state(&engine, &spec.id).await, JobState::Ended(Reason::OutOfMemory { limit, used }));
 }

@@ -8,10 +8,14 @@ use std::fs::OpenOptions;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use axum::body::{Body, Bytes};
+use axum::Router;
+use axum::extract::{Path, RawQuery};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
 use k8s_openapi::api::core::v1::{EnvVar, Pod, Secret};
 use kube::Client;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
@@ -20,8 +24,15 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
+use super::logs::{follow, serve};
+use super::real;
+
 /// How often a node asks for its pods, if nothing happens on it.
 const TICK: Duration = Duration::from_millis(40);
+/// The same where a real API server has to answer.
+const REAL_TICK: Duration = Duration::from_millis(200);
+/// How often a node says that it is well.
+const BEAT: Duration = Duration::from_secs(4);
 /// When a container that could not be made is made anew, if its pod does not change.
 const AGAIN: Duration = Duration::from_secs(10);
 
@@ -33,23 +44,31 @@ pub(crate) struct Site {
     pub(crate) logs: PathBuf,
     /// How a driver on it reaches the API server.
     pub(crate) kubeconfig: PathBuf,
+    /// The API server is a real one: it asks nodes for logs and for signs of life.
+    pub(crate) real: bool,
 }
 
 pub(crate) struct Kubelet {
     shared: Arc<Shared>,
-    task: JoinHandle<()>,
+    tasks: Vec<JoinHandle<()>>,
+    /// Where the API server asks for logs.
+    served: Option<JoinHandle<()>>,
 }
 
 struct Shared {
     site: Site,
     containers: Mutex<HashMap<String, Container>>,
     wake: Notify,
+    /// Nothing more is heard of it.
+    dead: AtomicBool,
 }
 
 type Labels = Option<BTreeMap<String, String>>;
 
 #[derive(Default)]
 struct Container {
+    /// Its pod's name.
+    pod: String,
     pid: Option<Pid>,
     exit: Option<i32>,
     since: Option<Instant>,
@@ -61,10 +80,29 @@ struct Container {
 }
 
 impl Kubelet {
-    pub(crate) fn start(site: Site) -> Self {
-        let shared = Arc::new(Shared { site, containers: Mutex::default(), wake: Notify::new() });
-        let task = tokio::spawn(shared.clone().run());
-        Self { shared, task }
+    /// Makes itself known, with so many CPUs, and tends what it is given.
+    pub(crate) async fn start(site: Site, cpus: u32) -> Self {
+        let (containers, wake, dead) = (Mutex::default(), Notify::new(), AtomicBool::new(false));
+        let shared = Arc::new(Shared { site, containers, wake, dead });
+        let mut node = described(&shared.site.node, cpus);
+        let (mut tasks, mut serves) = (Vec::new(), None);
+        if shared.site.real {
+            let of = shared.clone();
+            let routes = Router::new().route(
+                "/containerLogs/{namespace}/{pod}/{container}",
+                axum::routing::get(async move |Path(path), RawQuery(query)| of.log(path, query)),
+            );
+            let (port, served) = serve(routes).await;
+            node["status"]["addresses"] = json!([{ "type": "InternalIP", "address": "127.0.0.1" }]);
+            node["status"]["daemonEndpoints"] = json!({ "kubeletEndpoint": { "Port": port } });
+            serves = Some(served);
+        }
+        real::send(&shared.site.client, "POST", "/api/v1/nodes", node).await.unwrap();
+        if shared.site.real {
+            tasks.push(tokio::spawn(shared.clone().live()));
+        }
+        tasks.push(tokio::spawn(shared.clone().run()));
+        Self { shared, tasks, served: serves }
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -79,15 +117,26 @@ impl Kubelet {
         }
     }
 
+    /// It serves no logs any more.
+    pub(crate) fn mute(&self) {
+        self.served.iter().for_each(JoinHandle::abort);
+    }
+
+    fn end(&self) {
+        self.mute();
+        self.shared.dead.store(true, Ordering::Relaxed);
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+
     /// The power goes.
     pub(crate) fn kill(&self) {
-        self.task.abort();
+        self.end();
         self.all(Signal::KILL);
     }
 
     /// Everything stands still, and every connection stays open.
     pub(crate) fn stop(&self) {
-        self.task.abort();
+        self.end();
         self.all(Signal::STOP);
     }
 }
@@ -98,41 +147,50 @@ impl Drop for Kubelet {
     }
 }
 
-/// A file as it is, or as it grows until its writer is over.
-pub(crate) fn follow(path: PathBuf, follow: bool, over: impl Fn() -> bool + Send + 'static) -> Body {
-    let over = Arc::new(Mutex::new(over));
-    Body::from_stream(futures_util::stream::unfold(0usize, move |at| {
-        let (path, over) = (path.clone(), over.clone());
-        async move {
-            loop {
-                // Its end before the look: what is read after it is all there is.
-                let ended = over.lock().unwrap()();
-                let all = std::fs::read(&path).unwrap_or_default();
-                if all.len() > at {
-                    let new = Bytes::copy_from_slice(&all[at..]);
-                    return Some((Ok::<_, std::io::Error>(new), all.len()));
-                }
-                if ended || !follow {
-                    return None;
-                }
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        }
-    }))
-}
-
 impl Shared {
     async fn run(self: Arc<Self>) {
         let pods: Api<Pod> = Api::all(self.site.client.clone());
-        let mine = ListParams::default().fields(&format!("spec.nodeName={}", self.site.node));
+        // What the API server remembers will do: a real one would have to ask its store.
+        let mine = ListParams::default().fields(&format!("spec.nodeName={}", self.site.node)).match_any();
+        let tick = if self.site.real { REAL_TICK } else { TICK };
         loop {
             if let Ok(list) = pods.list(&mine).await {
                 for pod in list.items {
                     self.clone().tend(&pod).await;
                 }
             }
-            let _ = tokio::time::timeout(TICK, self.wake.notified()).await;
+            let _ = tokio::time::timeout(tick, self.wake.notified()).await;
         }
+    }
+
+    /// Says every few seconds that it is well.
+    async fn live(self: Arc<Self>) {
+        loop {
+            let now = k8s_openapi::jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+            let well = json!({ "status": { "conditions": [
+                { "type": "Ready", "status": "True", "reason": "Well", "lastHeartbeatTime": now },
+            ] } });
+            let path = format!("/api/v1/nodes/{}/status", self.site.node);
+            let _ = real::send(&self.site.client, "PATCH", &path, well).await;
+            tokio::time::sleep(BEAT).await;
+        }
+    }
+
+    /// What a container wrote, as the API server asks for it.
+    fn log(self: &Arc<Self>, (_, pod, _): (String, String, String), query: Option<String>) -> Response {
+        let path = self.site.logs.join(&pod);
+        if !path.exists() {
+            return (StatusCode::NOT_FOUND, "it has not begun").into_response();
+        }
+        let follows = query.is_some_and(|query| query.split('&').any(|part| part == "follow=true"));
+        let node = self.clone();
+        let over = move || {
+            let all = node.containers.lock().unwrap();
+            let of_pod = all.values().find(|container| container.pod == pod);
+            // One that lost its power does not say so.
+            !node.dead.load(Ordering::Relaxed) && of_pod.is_none_or(|container| container.exit.is_some())
+        };
+        follow(path, follows, over).into_response()
     }
 
     async fn tend(self: Arc<Self>, pod: &Pod) {
@@ -231,8 +289,12 @@ impl Shared {
             ("PATH".to_owned(), std::env::var("PATH").unwrap_or_default()),
             ("KUBERNETES_SERVICE_HOST".to_owned(), "127.0.0.1".to_owned()),
         ]);
-        if pod.spec.as_ref().unwrap().service_account_name.is_some() {
+        let spec = pod.spec.as_ref().unwrap();
+        if spec.service_account_name.is_some() && spec.automount_service_account_token != Some(false) {
             variables.insert("KUBECONFIG".into(), self.site.kubeconfig.display().to_string());
+        }
+        if let Ok(folder) = std::env::var(real::FOLDER) {
+            variables.insert(real::FOLDER.into(), folder);
         }
         for source in container.env_from.iter().flatten() {
             variables.extend(read(&source.secret_ref.as_ref().unwrap().name).await?);
@@ -258,7 +320,8 @@ impl Shared {
     async fn run_container(self: &Arc<Self>, pod: &Pod, uid: &str, variables: BTreeMap<String, String>) {
         let container = &pod.spec.as_ref().unwrap().containers[0];
         let words = container.command.clone().unwrap();
-        let log = OpenOptions::new().create(true).append(true).open(self.site.logs.join(name(pod))).unwrap();
+        let of_pod = name(pod);
+        let log = OpenOptions::new().create(true).append(true).open(self.site.logs.join(&of_pod)).unwrap();
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).env_clear().envs(variables).process_group(0);
         command.current_dir(container.working_dir.clone().unwrap_or_else(|| "/".into()));
@@ -269,6 +332,7 @@ impl Shared {
             let mut all = self.containers.lock().unwrap();
             let container = all.entry(uid.to_owned()).or_default();
             (container.pid, container.since) = (Some(pid), Some(Instant::now()));
+            container.pod.clone_from(&of_pod);
         }
         let (shared, uid) = (self.clone(), uid.to_owned());
         std::thread::spawn(move || {
@@ -308,6 +372,19 @@ impl Shared {
         let patch = json!({ "status": status });
         self.pods(pod).patch_status(&name(pod), &PatchParams::default(), &Patch::Merge(&patch)).await.ok()
     }
+}
+
+fn described(name: &str, cpus: u32) -> Value {
+    let room =
+        json!({ "cpu": cpus.to_string(), "memory": "4294967296", "pods": "50", "nvidia.com/gpu": "2" });
+    json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": { "name": name, "labels": { "kubernetes.io/hostname": name } },
+        "status": {
+            "capacity": room, "allocatable": room,
+            "conditions": [{ "type": "Ready", "status": "True" }],
+        },
+    })
 }
 
 fn name(pod: &Pod) -> String {

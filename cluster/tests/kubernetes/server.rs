@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::cluster::{ADMIN, DRIVER, USER};
-use super::kubelet::follow;
+use super::logs::follow;
 use super::scheduler::schedule;
 use super::store::{Key, Selector, Store, over};
 
@@ -28,6 +28,8 @@ pub(crate) struct Server {
     changed: watch::Sender<u64>,
     rights: Vec<(String, String, String)>,
     faults: Mutex<Vec<Fault>>,
+    /// It answers nobody.
+    away: watch::Sender<bool>,
 }
 
 /// What the server shall say in place of an answer.
@@ -50,6 +52,7 @@ impl Server {
             changed: watch::Sender::new(0),
             rights: rights(),
             faults: Mutex::default(),
+            away: watch::Sender::new(false),
         });
         let app = axum::Router::new().fallback(answer).with_state(server.clone());
         tokio::spawn(async move { axum::serve(listener, app).await });
@@ -59,6 +62,11 @@ impl Server {
     /// Answers so from now on where method and path are so.
     pub(crate) fn fault(&self, fault: Fault) {
         self.faults.lock().unwrap().push(fault);
+    }
+
+    /// Answers nobody from now on, or everybody again.
+    pub(crate) fn away(&self, away: bool) {
+        self.away.send_replace(away);
     }
 
     /// Looks at, or changes, what is remembered, as an administrator would.
@@ -165,6 +173,7 @@ fn decode(text: &str) -> String {
 }
 
 async fn answer(State(server): State<Arc<Server>>, request: Request) -> Response {
+    let _ = server.away.subscribe().wait_for(|away| !away).await;
     let method = request.method().as_str().to_owned();
     let path = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
     let token = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());

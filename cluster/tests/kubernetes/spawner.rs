@@ -11,8 +11,9 @@ use regatta_cluster::{
 use serde_json::{Value, json};
 
 use super::Test;
-use super::cluster::{Cluster, pod};
+use super::cluster::Cluster;
 use super::drill::config;
+use super::real::send;
 use super::server::Fault;
 
 pub(crate) const ALL: [(&str, Test); 10] = [
@@ -71,11 +72,9 @@ async fn placement() {
     let with_gpus = spawner.acquire(GangRequest::new("gpus", 2, gpus).patience(PATIENCE)).await.unwrap();
     assert_eq!(with_gpus.nodes().len(), 2);
     assert!(with_gpus.seats.iter().all(|seat| seat.gpus == [0, 1]), "{with_gpus:?}");
-    let tolerates = &cluster.pods().await[0]["spec"]["tolerations"];
-    assert_eq!(
-        *tolerates,
-        json!([{ "key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule" }])
-    );
+    let tolerates = cluster.pods().await[0]["spec"]["tolerations"].as_array().unwrap().clone();
+    let gpu = json!({ "key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule" });
+    assert!(tolerates.contains(&gpu), "{tolerates:?}");
 }
 
 async fn held_up() {
@@ -96,9 +95,7 @@ async fn held_up() {
 
 async fn quota() {
     let cluster = Cluster::start(1).await;
-    let message =
-        "pods \"x\" is forbidden: exceeded quota: team, requested: cpu=1, used: cpu=4, limited: cpu=4";
-    cluster.server().fault(Fault { method: "POST", path: "/pods", code: 403, message: message.into() });
+    cluster.no_quota().await;
     let spawner = spawner(&cluster, config()).await;
     let error = spawner.acquire(gang(1).patience(Duration::from_secs(1))).await.unwrap_err();
     assert!(
@@ -128,10 +125,11 @@ async fn launches_that_fail() {
     let long = Launch::new(sh("exit 0").env("LONG", "x".repeat(200_000)));
     let error = spawner.launch(lease.id, long).await.unwrap_err().to_string();
     assert!(error.contains("pass files instead"), "{error}");
-    let message = "secrets is forbidden: User \"x\" cannot create resource \"secrets\"";
-    cluster.server().fault(Fault { method: "POST", path: "/secrets", code: 403, message: message.into() });
+    cluster.no_secrets().await;
     let error = spawner.launch(lease.id, Launch::new(sh("exit 0"))).await.unwrap_err().to_string();
-    assert!(error.contains(message) && error.contains("auth can-i"), "{error}");
+    let named =
+        error.contains("secrets is forbidden") && error.contains("cannot create resource \"secrets\"");
+    assert!(named && error.contains("auth can-i"), "{error}");
 }
 
 async fn preempted() {
@@ -145,20 +143,36 @@ async fn preempted() {
     line(&mut events, "ready").await;
     let pods = running(&cluster).await;
     // For a pod of a higher priority, and by somebody who says nothing.
-    let why = json!({ "status": { "conditions": [
-        { "type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler" },
-    ] } });
-    cluster.server().with(|store| {
-        store.patch(&pod(&pods[0]), why);
-        store.delete(&pod(&pods[0]), Some(30));
-        store.delete(&pod(&pods[1]), Some(30));
-    });
+    let why = json!({ "type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler" });
+    cluster.tell(&pods[0], json!({ "conditions": [why] })).await;
+    cluster.delete_within(&pods[0], 30).await;
+    cluster.delete_within(&pods[1], 30).await;
     let seen = to_the_end(&mut events).await;
     let reasons: Vec<Reason> = exits(&seen).into_iter().map(|(_, exit)| exit.reason).collect();
     assert!(
         reasons.contains(&Reason::Preempted) && reasons.contains(&Reason::UserError { code: 3 }),
         "{seen:?}"
     );
+    if cluster.small().is_none() {
+        spawner.release(lease.id).await.unwrap();
+        by_priority(&cluster, &spawner).await;
+    }
+}
+
+/// The real scheduler takes places for pods of a higher priority.
+async fn by_priority(cluster: &Cluster, low: &KubernetesSpawner) {
+    let class = json!({ "metadata": { "name": "urgent" }, "value": 1000, "globalDefault": false });
+    let classes = "/apis/scheduling.k8s.io/v1/priorityclasses";
+    send(&cluster.admin().await, "POST", classes, class).await.unwrap();
+    let lease = low.acquire(gang(2)).await.unwrap();
+    let mut events = launch(low, &lease, "echo ready; sleep 1000").await;
+    line(&mut events, "ready").await;
+    line(&mut events, "ready").await;
+    let urgent = KubernetesConfig { priority_class: Some("urgent".into()), ..config() };
+    let urgent = spawner(cluster, urgent).await;
+    let (seated, seen) = tokio::join!(urgent.acquire(gang(2)), to_the_end(&mut events));
+    assert_eq!(seated.unwrap().workers(), 2);
+    assert!(exits(&seen).iter().all(|(_, exit)| exit.reason == Reason::Preempted), "{seen:?}");
 }
 
 async fn vanished() {
@@ -173,7 +187,7 @@ async fn vanished() {
     cluster.node(&node).kill();
     let dead = cluster.pods().await.into_iter().find(|pod| pod["spec"]["nodeName"] == node.as_str()).unwrap();
     let name = dead["metadata"]["name"].as_str().unwrap();
-    cluster.server().with(|store| store.delete(&pod(name), Some(0))).unwrap();
+    cluster.delete_within(name, 0).await;
     let lost = loop {
         match events.next().await.unwrap() {
             WorkerEvent::Lost { slot, cause } => break (slot, cause),
@@ -241,7 +255,8 @@ async fn foreign() {
 async fn news_break() {
     let cluster = Cluster::start(1).await;
     let message = "too old resource version".into();
-    cluster.server().fault(Fault { method: "GET", path: "watch=true", code: 410, message });
+    let server = cluster.small().unwrap();
+    server.fault(Fault { method: "GET", path: "watch=true", code: 410, message });
     let spawner = spawner(&cluster, config()).await;
     let lease = spawner.acquire(gang(2)).await.unwrap();
     let seen = to_the_end(&mut launch(&spawner, &lease, "echo ready; exit 7").await).await;
@@ -252,12 +267,7 @@ async fn news_break() {
 async fn no_log() {
     let cluster = Cluster::start(1).await;
     let spawner = spawner(&cluster, config()).await;
-    cluster.server().fault(Fault {
-        method: "GET",
-        path: "/log",
-        code: 500,
-        message: "no route to host".into(),
-    });
+    cluster.no_logs();
     let lease = spawner.acquire(gang(1)).await.unwrap();
     // Without it a worker's start is taken from its end, and its exit code from its pod.
     let mut events = launch(&spawner, &lease, "exit 7").await;

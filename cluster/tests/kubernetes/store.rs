@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 /// A kind, a namespace (none for nodes) and a name.
@@ -64,8 +65,9 @@ impl Store {
         let before = object["metadata"]["deletionGracePeriodSeconds"].as_u64().unwrap_or(u64::MAX);
         let grace = if runs { grace.unwrap_or(own).min(before) } else { 0 };
         if grace > 0 {
+            let at = Timestamp::now() + SignedDuration::from_secs(grace as i64);
             let leaving = json!({
-                "deletionTimestamp": "2026-01-01T00:00:00Z", "deletionGracePeriodSeconds": grace,
+                "deletionTimestamp": at.to_string(), "deletionGracePeriodSeconds": grace,
             });
             return self.patch(key, json!({ "metadata": leaving }));
         }

@@ -17,11 +17,12 @@ const PATIENCE: Duration = Duration::from_secs(100);
 /// From a failure to the first step of the new gang, with a heartbeat deadline of three seconds.
 const RECOVERED: Duration = Duration::from_secs(10);
 
-pub(crate) const ALL: [(&str, Test); 9] = [
+pub(crate) const ALL: [(&str, Test); 10] = [
     ("the_spawner_conforms_with_the_rights_of_the_manifest", || Box::pin(spawner_conforms())),
     ("a_killed_worker_is_replaced", || Box::pin(worker_killed())),
     ("a_killed_node_is_replaced", || Box::pin(node_fails(Kubelet::kill))),
     ("a_node_that_hangs_is_replaced", || Box::pin(node_fails(Kubelet::stop))),
+    ("a_server_that_is_away_for_a_while_harms_nobody", || Box::pin(server_away())),
     ("a_killed_driver_takes_its_workers_with_it", || Box::pin(driver_killed())),
     ("cancelling_leaves_nothing_behind", || Box::pin(cancelled())),
     ("a_job_whose_service_is_deleted_is_gone_with_all_it_had", || Box::pin(deleted())),
@@ -140,6 +141,27 @@ async fn node_fails(how: fn(&Kubelet)) {
     // The node never says a word, and still nothing of the first gang stays in the cluster's books.
     let elsewhere = |pods: &[Value]| pods.iter().all(|pod| pod["spec"]["nodeName"] != victim.as_str());
     watched.cluster.eventually("the dead pod's end", "pods", elsewhere).await;
+}
+
+/// Neither drivers nor workers need the API server while they run.
+async fn server_away() {
+    let mut watched = Watched::submit(2, job("driver", "2 1 strict_spread")).await;
+    watched.line("stepping 1 at ").await;
+    let (node, pid) = watched.rank(1, 1).await;
+    watched.cluster.away(true);
+    // Longer than heartbeats may stay away.
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    watched.cluster.away(false);
+    assert!(alive(pid));
+    let since = now();
+    kill_process(pid, Signal::KILL).unwrap();
+    let took = watched.recovered(2, since).await;
+    let failed = watched.line("failed 1 at ").await;
+    assert!(
+        failed.contains(&format!("on {node}: rank 1 (slot 1, attempt 1) was killed by signal 9")),
+        "{failed}"
+    );
+    assert!(took < RECOVERED, "{took:?}");
 }
 
 async fn driver_killed() {
