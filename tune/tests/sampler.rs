@@ -67,6 +67,30 @@ fn auto_chooses_by_the_study() {
     }
 }
 
+/// What a process can say nothing about is left to CMA-ES, once there are enough losses to tell.
+#[test]
+fn auto_leaves_chance_to_cma_es() {
+    let space = line();
+    let by_cma = |told: u64, loss: fn(u64, f64) -> f64| {
+        let mut history = History::new();
+        for number in 0..told {
+            let point =
+                Random.suggest(&Ask { space: &space, history: &history, number, seed: 4 }).unwrap().point;
+            let raw = point.get(0).unwrap();
+            history.tell(Told::complete(number, point, vec![loss(number, raw)]));
+        }
+        let ask = Ask { space: &space, history: &history, number: told, seed: 4 };
+        let [auto, gp] =
+            [&mut Auto::default() as &mut dyn Sampler, &mut Gp::default()].map(|s| s.suggest(&ask).unwrap());
+        assert_eq!(auto.note != 0, auto != gp, "{told}");
+        auto.note != 0
+    };
+    let chance = |number: u64, _: f64| (number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as f64;
+    assert!(by_cma(60, chance));
+    assert!(!by_cma(20, chance));
+    assert!(!by_cma(60, |_, x| (x - 1.0).powi(2)));
+}
+
 #[test]
 fn cma_es_converges() {
     let found = median((0..5).map(|seed| minimum(CmaEs::default(), 400, seed)).collect());

@@ -9,17 +9,23 @@ const MANY: usize = 250;
 
 /// Chooses by the study: [`Tpe`] where there are several objectives, or where the space grows; else [`Gp`] for the first 250
 /// trials. After that [`CmaEs`] goes on from where they came to, as long as there are numbers to move and no constraints,
-/// and [`Tpe`] where not.
+/// and [`Tpe`] where not. [`CmaEs`] also makes those of the first 250 suggestions, from the 30th trial on, before which the
+/// process predicts the better half of the losses no better than by their own mean: what is too rough for it, it need not
+/// model.
 #[derive(Clone, Debug)]
 pub struct Auto {
     tpe: Tpe,
     gp: Gp,
-    cma: CmaEs,
+    /// For what is rough.
+    rough: CmaEs,
+    /// For what is long.
+    long: CmaEs,
 }
 
 impl Default for Auto {
     fn default() -> Self {
-        Self { tpe: Tpe::default(), gp: Gp::default(), cma: CmaEs::default().warm() }
+        let warm = CmaEs::default().warm();
+        Self { tpe: Tpe::default(), gp: Gp::default(), rough: warm.clone().aside(), long: warm }
     }
 }
 
@@ -29,14 +35,17 @@ impl Sampler for Auto {
         let several = told.iter().any(|t| t.losses.len() > 1);
         let complete = told.iter().filter(|t| t.end == End::Complete).count();
         let constrained = told.iter().any(|t| !t.constraints.is_empty());
+        let evolves = !constrained && moves(ask.space);
         if several || ask.space.is_open() {
             self.tpe.suggest(ask)
+        } else if complete < MANY && evolves {
+            self.gp.knowing(ask).map_or_else(|| self.rough.suggest(ask), Ok)
         } else if complete < MANY {
             self.gp.suggest(ask)
-        } else if constrained || !moves(ask.space) {
-            self.tpe.suggest(ask)
+        } else if evolves {
+            self.long.suggest(ask)
         } else {
-            self.cma.suggest(ask)
+            self.tpe.suggest(ask)
         }
     }
 

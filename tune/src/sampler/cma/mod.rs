@@ -11,6 +11,9 @@ use crate::error::{Error, Result};
 use crate::space::Space;
 use state::{Axis, Run, State};
 
+/// The bit of a note that says whose it is, where two of these share a study.
+const ASIDE: u64 = 1 << 62;
+
 /// What happens when a run has converged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Restart {
@@ -32,6 +35,8 @@ pub struct CmaEs {
     population: Option<usize>,
     warm: bool,
     adaptive: bool,
+    #[serde(skip)]
+    aside: bool,
     #[serde(skip)]
     rest: Tpe,
     #[serde(skip)]
@@ -66,6 +71,16 @@ impl CmaEs {
         self.warm = true;
         self
     }
+
+    /// Knows its own trials from those of another in the same study that is not aside.
+    pub(super) fn aside(mut self) -> Self {
+        self.aside = true;
+        self
+    }
+
+    fn mark(&self) -> u64 {
+        if self.aside { ASIDE } else { 0 }
+    }
 }
 
 impl Sampler for CmaEs {
@@ -88,13 +103,14 @@ impl Sampler for CmaEs {
         if columns.is_empty() {
             return Ok(suggestion);
         }
-        let prefix = prefix(ask.history);
+        let mark = self.mark();
+        let prefix = prefix(ask.history, mark);
         let cache = self.up_to_date(ask, &columns, prefix);
         let at = cache.state.sample(ask.seed, ask.number);
         for (column, unit) in columns.iter().zip(at) {
             suggestion.point.set(*column, Some(parameters[*column].domain.raw(unit)));
         }
-        suggestion.note = (prefix as u64) << 32 | (cache.state.generation + 1);
+        suggestion.note = mark | (prefix as u64) << 32 | (cache.state.generation + 1);
         Ok(suggestion)
     }
 
@@ -127,10 +143,10 @@ impl CmaEs {
             self.cache = Some(Cache { seen, space, prefix, seed: ask.seed, state, ended: vec![] });
             all
         });
-        let restart = self.restart;
+        let (restart, mark) = (self.restart, self.mark());
         let cache = self.cache.as_mut().expect("just made where it was missing");
         for told in news {
-            if told.note & 0xffff_ffff == cache.state.generation + 1 {
+            if is_own(told.note, mark) && told.note & 0xffff_ffff == cache.state.generation + 1 {
                 cache.ended.push((cache.state.sample(ask.seed, told.number), rank(told)));
                 if cache.ended.len() == cache.state.population() {
                     cache.state.learn(std::mem::take(&mut cache.ended), restart, ask.seed);
@@ -175,11 +191,16 @@ fn columns(space: &Space) -> Vec<usize> {
 }
 
 /// How many trials had ended when this sampler was first asked: its first trial notes it.
-fn prefix(history: &History) -> usize {
+fn prefix(history: &History, mark: u64) -> usize {
     let told = history.told().iter().map(|t| (t.number, t.note));
     let running = history.running().iter().map(|(number, r)| (*number, r.note));
-    let first = told.chain(running).filter(|(_, note)| *note != 0).min();
-    first.map_or(history.told().len(), |(_, note)| (note >> 32) as usize)
+    let first = told.chain(running).filter(|(_, note)| is_own(*note, mark)).min();
+    first.map_or(history.told().len(), |(_, note)| ((note & !ASIDE) >> 32) as usize)
+}
+
+/// Whether a note is one of those with this mark.
+fn is_own(note: u64, mark: u64) -> bool {
+    note != 0 && note & ASIDE == mark
 }
 
 /// Feasible before infeasible, and those without a result last.

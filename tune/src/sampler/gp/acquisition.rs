@@ -160,6 +160,7 @@ mod tests {
             weights: vec![0.10878469970071287, 3.021544460534098],
             scale: 1.6330373095627189,
             noise: 3.851230547659521e-06,
+            power: 1.0,
         };
         let best = (0..12).map(|i| values[(i, 0)]).fold(f64::INFINITY, f64::min);
         let model = Model::new(&points, &values, &[false; 2], hyper);
@@ -178,7 +179,7 @@ mod tests {
     #[test]
     fn the_slope_is_that_of_the_values() {
         let points = vec![vec![0.1, 0.9], vec![0.4, 0.2], vec![0.8, 0.7], vec![0.5, 0.5]];
-        let hyper = Hyper { weights: vec![4.0, 2.0], scale: 1.3, noise: 1e-3 };
+        let hyper = Hyper { weights: vec![4.0, 2.0], scale: 1.3, noise: 1e-3, power: 1.0 };
         let model = |sets| {
             let values = Mat::from_fn(4, sets, |i, s| ((i * 7 + s * 3) % 5) as f64 / 2.0 - 1.0);
             Model::new(&points, &values, &[false, false], hyper.clone())

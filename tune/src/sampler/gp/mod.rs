@@ -26,9 +26,11 @@ use table::Table;
 const FANTASIES: usize = 32;
 /// No more running trials than this are imagined.
 const IMAGINED: usize = 64;
+/// Fewer losses than this do not tell a bad model from bad luck.
+const TELLING: usize = 30;
 
-/// Gaussian-process optimisation: Matern 5/2 with a length scale for each parameter, fitted anew for every suggestion,
-/// and the logarithm of the expected improvement. Categories, integers, branches, constraints and running trials are
+/// Gaussian-process optimisation: Matern 5/2 with a length scale for each parameter, of losses that a power bends, all of
+/// it fitted anew for every suggestion; and the logarithm of the expected improvement. Categories, integers, branches, constraints and running trials are
 /// modelled; of several objectives it minimises a sum with weights that each trial draws (ParEGO).
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -66,12 +68,28 @@ impl Gp {
 
 impl Sampler for Gp {
     fn suggest(&mut self, ask: &Ask<'_>) -> Result<Suggestion> {
+        Ok(self.unless(ask, |_, _| false).unwrap_or_else(|| Suggestion::new(random::point(ask))))
+    }
+
+    fn name(&self) -> &'static str {
+        "gp"
+    }
+}
+
+impl Gp {
+    /// What it suggests, as long as its process knows something about good losses.
+    pub(super) fn knowing(&mut self, ask: &Ask<'_>) -> Option<Suggestion> {
+        self.unless(ask, |model, losses| losses.len() >= TELLING && model.knowledge(losses) < 0.0)
+    }
+
+    /// What it suggests, or nothing where the process of these losses is doubted.
+    fn unless(&mut self, ask: &Ask<'_>, doubted: impl Fn(&Model, &[f64]) -> bool) -> Option<Suggestion> {
         let table = Table::new(ask.space);
         let told: Vec<&Told> =
             ask.history.told().iter().filter(|t| !matches!(t.end, End::Pruned { .. })).collect();
         let complete = told.iter().filter(|t| t.end == End::Complete).count();
         if complete < self.startup || table.is_empty() {
-            return Ok(Suggestion::new(random::point(ask)));
+            return Some(Suggestion::new(random::point(ask)));
         }
         let mut stream = ask.stream("gp");
         let data = Data::new(&table, &told);
@@ -84,9 +102,13 @@ impl Sampler for Gp {
         let mut acquisition = Acquisition { loss: None, constraints: vec![] };
         if let Some(incumbent) = incumbent {
             let hyper = self.fit(ask, &data, 0, &data.first(&told));
-            let hyper = Model::fit(&data.rows, &losses, &table.category, &hyper);
+            let hyper = Model::fit(&data.rows, &losses, &table.category, &hyper, true);
+            let losses = warp::bent(&losses, hyper.power).values;
             let known = Mat::from_fn(losses.len(), 1, |i, _| losses[i]);
             let model = Model::new(&data.rows, &known, &table.category, hyper);
+            if doubted(&model, &losses) {
+                return None;
+            }
             let pending: Vec<Vec<f64>> = (ask.history.running().iter().take(IMAGINED))
                 .filter(|(number, _)| **number != ask.number)
                 .map(|(_, r)| table.row(&r.point))
@@ -102,7 +124,7 @@ impl Sampler for Gp {
         for (which, raw) in data.constraints(&told).into_iter().enumerate() {
             let (values, shift, scale) = standardised(&raw);
             let hyper = self.fit(ask, &data, which + 1, &raw);
-            let hyper = Model::fit(&data.rows, &values, &table.category, &hyper);
+            let hyper = Model::fit(&data.rows, &values, &table.category, &hyper, false);
             let known = Mat::from_fn(values.len(), 1, |i, _| values[i]);
             acquisition
                 .constraints
@@ -110,27 +132,20 @@ impl Sampler for Gp {
         }
         let starts = incumbent.map(|i| data.rows[i].clone()).into_iter().collect();
         let hunt = Hunt { table: &table, acquisition: &acquisition, spread: self.spread };
-        Ok(Suggestion::new(search::best(&hunt, starts, &mut stream)))
+        Some(Suggestion::new(search::best(&hunt, starts, &mut stream)))
     }
 
-    fn name(&self) -> &'static str {
-        "gp"
-    }
-}
-
-impl Gp {
     /// Where the fit of all the data starts: from the fit of a part of the trials, and that from a smaller part's. The
     /// ladder does not depend on when somebody asked, so that a resumed study fits alike.
     fn fit(&mut self, ask: &Ask<'_>, data: &Data<'_>, which: usize, raw: &[f64]) -> Hyper {
         let total = data.rows.len();
-        let values =
-            |raw: &[f64]| if which == 0 { standardised(&warp::bent(raw)).0 } else { standardised(raw).0 };
         let mut hyper = Hyper::start(data.table.category.len());
         let mut rung = self.startup;
         while rung < total {
             let start = &hyper;
             let category = &data.table.category;
-            let fit = || Model::fit(&data.rows[..rung], &values(&raw[..rung]), category, start);
+            let values = || standardised(&raw[..rung]).0;
+            let fit = || Model::fit(&data.rows[..rung], &values(), category, start, which == 0);
             hyper = self.fits.entry((which, rung, data.print(rung, ask))).or_insert_with(fit).clone();
             rung += (rung / 8).max(2);
         }
@@ -177,7 +192,7 @@ impl<'a> Data<'a> {
             let value = |t: &&Told| {
                 if t.end == End::Failed { f64::NAN } else { t.losses.get(k).copied().unwrap_or(f64::NAN) }
             };
-            standardised(&warp::bent(&told.iter().map(value).collect::<Vec<_>>())).0
+            standardised(&told.iter().map(value).collect::<Vec<_>>()).0
         };
         if self.objectives <= 1 {
             return objective(0);

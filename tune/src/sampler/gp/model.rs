@@ -10,6 +10,7 @@ use faer::{Accum, Mat, Par, Side};
 
 use super::lanes::{self, Column};
 use super::lbfgs::{self, Stop};
+use super::warp;
 
 /// The least noise that is assumed: below it the matrices are hard to factor.
 const NOISE: f64 = 1e-6;
@@ -27,24 +28,26 @@ pub(super) struct Hyper {
     pub(super) scale: f64,
     /// The variance of an observation.
     pub(super) noise: f64,
+    /// How the values are bent; 1 leaves them as they are.
+    pub(super) power: f64,
 }
 
 impl Hyper {
     /// Where a fit starts without knowing better.
     pub(super) fn start(dimensions: usize) -> Self {
-        Self { weights: vec![1.0; dimensions], scale: 1.0, noise: 0.01 + NOISE }
+        Self { weights: vec![1.0; dimensions], scale: 1.0, noise: 0.01 + NOISE, power: 1.0 }
     }
 
     fn raw(&self) -> Vec<f64> {
         let noise = (self.noise - 0.99 * NOISE).max(1e-9).ln();
         let logs = self.weights.iter().map(|w| w.ln()).chain([self.scale.ln(), noise]);
-        logs.map(|l| l.clamp(-BOUND, BOUND)).collect()
+        logs.map(|l| l.clamp(-BOUND, BOUND)).chain([self.power]).collect()
     }
 
     fn of(raw: &[f64]) -> Self {
-        let d = raw.len() - 2;
+        let d = raw.len() - 3;
         let weights = raw[..d].iter().map(|r| r.exp()).collect();
-        Self { weights, scale: raw[d].exp(), noise: raw[d + 1].exp() + NOISE }
+        Self { weights, scale: raw[d].exp(), noise: raw[d + 1].exp() + NOISE, power: raw[d + 2] }
     }
 }
 
@@ -67,13 +70,25 @@ pub(super) struct Model {
 }
 
 impl Model {
-    /// Fits hyperparameters to points of the unit cube and standardised values, starting from `start`.
-    pub(super) fn fit(points: &[Vec<f64>], values: &[f64], category: &[bool], start: &Hyper) -> Hyper {
-        let mut fit = Fit::new(points, values, category);
+    /// Fits hyperparameters to points of the unit cube and standardised values, starting from `start`. Values that may not
+    /// be bent keep the power of the start.
+    pub(super) fn fit(
+        points: &[Vec<f64>],
+        values: &[f64],
+        category: &[bool],
+        start: &Hyper,
+        bends: bool,
+    ) -> Hyper {
+        let mut fit = Fit::new(points, values, category, bends);
         let stop = Stop { slope: 1e-2, iterations: 100 };
         let mut best = |from: &Hyper| {
             let mut raw = from.raw();
-            let bounds = (vec![-BOUND; raw.len()], vec![BOUND; raw.len()]);
+            let bound = |of_power: f64, other: f64| {
+                let mut bound = vec![other; raw.len()];
+                bound[category.len() + 2] = of_power;
+                bound
+            };
+            let bounds = (bound(warp::POWERS.0, -BOUND), bound(warp::POWERS.1, BOUND));
             let loss = lbfgs::minimise(|r, g| fit.loss(r, g), &mut raw, (&bounds.0, &bounds.1), stop);
             loss.is_finite().then(|| Hyper::of(&raw))
         };
@@ -104,6 +119,26 @@ impl Model {
             model.alpha = factor.solve(values);
             return model;
         }
+    }
+
+    /// How much better it predicts the lower half of its values, each from all the others, than one normal distribution does
+    /// that has their own mean and variance: the gain in log likelihood for each.
+    pub(super) fn knowledge(&self, values: &[f64]) -> f64 {
+        let n = values.len();
+        let mut low: Vec<usize> = (0..n).collect();
+        low.sort_by(|a, b| values[*a].total_cmp(&values[*b]));
+        low.truncate(n.div_ceil(2));
+        let count = low.len() as f64;
+        let mean = low.iter().map(|i| values[*i]).sum::<f64>() / count;
+        let variance = low.iter().map(|i| (values[*i] - mean).powi(2)).sum::<f64>() / count;
+        // Left out, a value is missed by alpha / precision with the variance 1 / precision, where that is K^-1's diagonal.
+        let surprise = |i: &usize| {
+            let column = &self.inverse.col_as_slice(*i)[*i..];
+            let precision = lanes::dot(column, column);
+            self.alpha[(*i, 0)].powi(2) / precision - precision.ln()
+        };
+        let surprise = low.iter().map(surprise).sum::<f64>() / count;
+        0.5 * (1.0 + variance.max(f64::MIN_POSITIVE).ln() - surprise)
     }
 
     /// Which parameters are categories.
@@ -220,6 +255,7 @@ pub(super) struct Slopes {
 /// The likelihood's data: squared distances along each parameter, for pairs i > j, and room to work in.
 struct Fit<'a> {
     values: &'a [f64],
+    bends: bool,
     /// One table a parameter, packed column by column.
     apart: Vec<Vec<f64>>,
     pairs: [Vec<f64>; 2],
@@ -229,7 +265,7 @@ struct Fit<'a> {
 }
 
 impl<'a> Fit<'a> {
-    fn new(points: &[Vec<f64>], values: &'a [f64], category: &[bool]) -> Self {
+    fn new(points: &[Vec<f64>], values: &'a [f64], category: &[bool], bends: bool) -> Self {
         let n = points.len();
         let table = |k: usize| -> Vec<f64> {
             let pair = |(i, j): (usize, usize)| apart(points[i][k], points[j][k], category[k]);
@@ -243,6 +279,7 @@ impl<'a> Fit<'a> {
         ]);
         Self {
             values,
+            bends,
             apart: (0..category.len()).map(table).collect(),
             pairs: [vec![0.0; count], vec![0.0; count]],
             covariance: Mat::zeros(n, n),
@@ -255,6 +292,8 @@ impl<'a> Fit<'a> {
     fn loss(&mut self, raw: &[f64], gradient: &mut [f64]) -> f64 {
         let (n, d) = (self.values.len(), self.apart.len());
         let hyper = Hyper::of(raw);
+        let bent = self.bends.then(|| warp::bent(self.values, hyper.power));
+        let values = bent.as_ref().map_or(self.values, |bent| &bent.values);
         let Self { apart, pairs: [correlations, slopes], covariance, inverse, memory, .. } = self;
         lanes::weighed(apart, &hyper.weights, correlations, slopes);
         let mut first = 0;
@@ -271,12 +310,12 @@ impl<'a> Fit<'a> {
             return f64::INFINITY;
         }
         let lower = (*covariance).as_ref();
-        let mut alpha = Mat::from_fn(n, 1, |i, _| self.values[i]);
+        let mut alpha = Mat::from_fn(n, 1, |i, _| values[i]);
         llt::solve::solve_in_place(lower, alpha.as_mut(), Par::Seq, stack);
         llt::inverse::inverse(inverse.as_mut(), lower, Par::Seq, stack);
         let log_det: f64 = (0..n).map(|i| lower[(i, i)].ln()).sum();
         let alpha = alpha.col_as_slice(0);
-        let fit = lanes::dot(alpha, self.values);
+        let fit = lanes::dot(alpha, values);
 
         // d loss / d K = (K^-1 - alpha alpha') / 2; off the diagonal every pair counts twice.
         let (mut trace, mut off) = (0.0, 0.0);
@@ -297,10 +336,18 @@ impl<'a> Fit<'a> {
         }
         gradient[d] = hyper.scale * (off + 0.5 * trace) - 1.0 + hyper.scale;
         gradient[d + 1] = (hyper.noise - NOISE) * (0.5 * trace - 0.1 / hyper.noise + 30.0);
+        gradient[d + 2] = 0.0;
+        let mut bending = 0.0;
+        if let Some(bent) = bent {
+            // A standard normal prior about no bending.
+            let off = hyper.power - 1.0;
+            gradient[d + 2] = lanes::dot(alpha, &bent.slopes) - bent.log_slope + off;
+            bending = 0.5 * off * off - bent.log;
+        }
         let prior: f64 = hyper.weights.iter().map(|w| 0.1 / w + 0.1 * w).sum::<f64>()
             - (hyper.scale.ln() - hyper.scale)
             - (0.1 * hyper.noise.ln() - 30.0 * hyper.noise);
-        log_det + 0.5 * fit + prior
+        log_det + 0.5 * fit + prior + bending
     }
 }
 
@@ -325,7 +372,7 @@ mod tests {
         let points: Vec<Vec<f64>> =
             (0..8).map(|i| (0..2).map(|k| f64::from((i * 37 + k * 61) % 23) / 22.0).collect()).collect();
         let values: Vec<f64> = (0..8).map(|i| f64::from((i * 7) % 5) / 2.0 - 1.0).collect();
-        let hyper = Hyper { weights: vec![4.0, 0.7], scale: 1.3, noise: 1e-3 };
+        let hyper = Hyper { weights: vec![4.0, 0.7], scale: 1.3, noise: 1e-3, power: 1.0 };
         let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-9 * (1.0 + b.abs()), "{a} {b}");
 
         let model = Model::new(&points, &Mat::from_fn(8, 1, |i, _| values[i]), &[false; 2], hyper);
@@ -345,8 +392,8 @@ mod tests {
         near(covariance[(0, 1)], -0.03237964837947094);
 
         // The fit's loss is the likelihood without its constant, and the priors of weights, scale and noise.
-        let raw = [4f64.ln(), 0.7f64.ln(), 1.3f64.ln(), (1e-3 - NOISE).ln()];
-        let loss = Fit::new(&points, &values, &[false; 2]).loss(&raw, &mut [0.0; 4]);
+        let raw = [4f64.ln(), 0.7f64.ln(), 1.3f64.ln(), (1e-3 - NOISE).ln(), 1.0];
+        let loss = Fit::new(&points, &values, &[false; 2], false).loss(&raw, &mut [0.0; 5]);
         let weights = [4.0, 0.7].map(|w| 0.1 / w + 0.1 * w).iter().sum::<f64>();
         let prior = weights - (1.3f64.ln() - 1.3) - (0.1 * 1e-3f64.ln() - 30.0 * 1e-3);
         near(loss - prior + 4.0 * (2.0 * std::f64::consts::PI).ln(), 32.87471095727933);
@@ -370,28 +417,63 @@ mod tests {
             weights: vec![0.10878469970071287, 3.021544460534098],
             scale: 1.6330373095627189,
             noise: 3.851230547659521e-06,
+            power: 1.0,
         };
-        let ours = Model::fit(&points, &values, &[false; 2], &Hyper::start(2));
-        let mut fit = Fit::new(&points, &values, &[false; 2]);
-        let mut loss = |hyper: &Hyper| fit.loss(&hyper.raw(), &mut [0.0; 4]);
+        let ours = Model::fit(&points, &values, &[false; 2], &Hyper::start(2), false);
+        let mut fit = Fit::new(&points, &values, &[false; 2], false);
+        let mut loss = |hyper: &Hyper| fit.loss(&hyper.raw(), &mut [0.0; 5]);
         assert!(loss(&ours) < loss(&theirs) + 1e-3, "{ours:?}");
         let near = |a: f64, b: f64| assert!((a / b - 1.0).abs() < 0.02, "{ours:?}");
         near(ours.scale, theirs.scale);
         (0..2).for_each(|k| near(ours.weights[k], theirs.weights[k]));
     }
 
+    /// Against processes that have really not seen the value.
+    #[test]
+    fn knows_what_it_predicts_of_values_left_out() {
+        let (points, smooth) = data(16);
+        let mut stream = crate::stream::Stream::new(2, 0, "chance");
+        let chance: Vec<f64> = (0..16).map(|_| stream.normal()).collect();
+        for (values, knows) in [(smooth, true), (chance, false)] {
+            let hyper = Model::fit(&points, &values, &CATEGORY, &Hyper::start(3), false);
+            let model = |at: &[usize]| {
+                let points: Vec<Vec<f64>> = at.iter().map(|i| points[*i].clone()).collect();
+                let values = Mat::from_fn(at.len(), 1, |i, _| values[at[i]]);
+                Model::new(&points, &values, &CATEGORY, hyper.clone())
+            };
+            let mut order: Vec<usize> = (0..16).collect();
+            let knowledge = model(&order).knowledge(&values);
+            order.sort_by(|a, b| values[*a].total_cmp(&values[*b]));
+            let low = &order[..8];
+            let density = |value: f64, mean: f64, variance: f64| {
+                -0.5 * ((value - mean).powi(2) / variance + variance.ln())
+            };
+            let mean = low.iter().map(|i| values[*i]).sum::<f64>() / 8.0;
+            let variance = low.iter().map(|i| (values[*i] - mean).powi(2)).sum::<f64>() / 8.0;
+            let gain = |i: &usize| {
+                let others: Vec<usize> = (0..16).filter(|j| j != i).collect();
+                let (means, variances) = model(&others).predict(&[points[*i].clone()]);
+                density(values[*i], means[(0, 0)], variances[0] + hyper.noise)
+                    - density(values[*i], mean, variance)
+            };
+            let expected = low.iter().map(gain).sum::<f64>() / 8.0;
+            assert!((knowledge - expected).abs() < 1e-6 * (1.0 + expected.abs()), "{knowledge} {expected}");
+            assert_eq!(knowledge > 0.0, knows, "{knowledge}");
+        }
+    }
+
     #[test]
     fn the_likelihood_and_its_gradient_agree() {
         let (points, values) = data(12);
-        let mut fit = Fit::new(&points, &values, &CATEGORY);
-        let raw = [0.3, -0.7, 0.2, 0.4, -3.0];
-        let mut gradient = [0.0; 5];
+        let mut fit = Fit::new(&points, &values, &CATEGORY, true);
+        let raw = [0.3, -0.7, 0.2, 0.4, -3.0, 0.4];
+        let mut gradient = [0.0; 6];
         fit.loss(&raw, &mut gradient);
-        for k in 0..5 {
+        for k in 0..6 {
             let mut at = |h: f64| {
                 let mut moved = raw;
                 moved[k] += h;
-                fit.loss(&moved, &mut [0.0; 5])
+                fit.loss(&moved, &mut [0.0; 6])
             };
             let numeric = (at(1e-5) - at(-1e-5)) / 2e-5;
             assert!(
@@ -402,10 +484,21 @@ mod tests {
         }
     }
 
+    /// What is smooth until something stretched it is bent back; what is smooth as it is stays nearly so.
+    #[test]
+    fn the_power_is_that_of_the_function() {
+        let (points, values) = data(30);
+        let stretched: Vec<f64> = values.iter().map(|v| (3.0 * v).exp()).collect();
+        let standard = |values: &[f64]| super::super::standardised(values).0;
+        let power =
+            |values: &[f64]| Model::fit(&points, &standard(values), &CATEGORY, &Hyper::start(3), true).power;
+        assert!(power(&stretched) < -0.5 && power(&values) > 0.5, "{} {}", power(&stretched), power(&values));
+    }
+
     #[test]
     fn predictions_and_their_gradients_agree() {
         let (points, values) = data(15);
-        let hyper = Model::fit(&points, &values, &CATEGORY, &Hyper::start(3));
+        let hyper = Model::fit(&points, &values, &CATEGORY, &Hyper::start(3), false);
         let model = Model::new(&points, &Mat::from_fn(15, 1, |i, _| values[i]), &CATEGORY, hyper);
         let (means, variances) = model.predict(&points);
         for (i, value) in values.iter().enumerate() {
