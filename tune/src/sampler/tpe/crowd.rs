@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound::{Excluded, Unbounded};
 
 use super::lanes::{self, BLOCK, LogSum, Numbers};
-use super::parzen::{Axis, hit_or_miss, log_cell, log_norm, prior, sigma, weight};
+use super::parzen::{Axis, hit_or_miss, log_cell, log_norm, prior, sigma, weights};
 
 /// From so many kernels on, the narrowest width no longer depends on their number.
 const SETTLED: usize = 98;
@@ -228,10 +228,10 @@ impl Crowd {
 
     /// The rows' weights by their rank among those present; running trials come after them all.
     fn weights(&self) -> Vec<f64> {
-        let mut rank = 0;
+        let (mut rank, weight) = (0, weights(self.count));
         let mut weigh = |present: &bool| {
             rank += usize::from(*present);
-            if *present { weight(rank - 1, self.count) } else { 0.0 }
+            if *present { weight(rank - 1) } else { 0.0 }
         };
         self.present.iter().map(&mut weigh).collect()
     }
@@ -239,9 +239,9 @@ impl Crowd {
     /// The log terms of the running trials' kernels, for each point.
     fn running_terms(&self, points: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let mut terms = vec![vec![]; points.len()];
-        let ended = self.count - self.running.len();
+        let (ended, weight) = (self.count - self.running.len(), weights(self.count));
         for (place, (number, centre)) in self.running.iter().enumerate() {
-            let log_weight = weight(ended + place, self.count).ln();
+            let log_weight = weight(ended + place).ln();
             let widths: Vec<f64> = (0..centre.len()).map(|a| self.width(a, centre[a], *number)).collect();
             for (point, terms) in points.iter().zip(&mut terms) {
                 let mut term = log_weight;

@@ -1,13 +1,16 @@
 //! Which trials are the good ones.
 
-use std::collections::{BTreeSet, BinaryHeap};
+use std::collections::BTreeSet;
 
 use crate::pareto;
 use crate::sampler::{End, Told};
 
+/// How many trials are good at most.
+const MOST: usize = 25;
+
 /// How many of `n` trials are good: a tenth, and at most 25.
 fn good(n: usize) -> usize {
-    n.div_ceil(10).min(25)
+    n.div_ceil(10).min(MOST)
 }
 
 /// Where a trial stands among others: feasible ones by loss, then pruned ones by how far they came, then infeasible ones
@@ -23,6 +26,7 @@ struct Standing {
 /// How the trials of a study stand, in any order.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Order {
+    /// The first of them, in order: of more than are ever good, nobody asks again.
     standings: Vec<Standing>,
     /// The losses of feasible complete trials of a study with several objectives.
     several: Vec<(u64, Vec<f64>)>,
@@ -44,7 +48,12 @@ impl Order {
             self.several.push((told.number, losses));
         } else if class < 3 {
             let (step, value) = (std::cmp::Reverse(step), total(value));
-            self.standings.push(Standing { class, step, value, number: told.number });
+            let standing = Standing { class, step, value, number: told.number };
+            let place = self.standings.partition_point(|known| *known < standing);
+            if place < MOST {
+                self.standings.truncate(MOST - 1);
+                self.standings.insert(place, standing);
+            }
         }
     }
 
@@ -61,23 +70,9 @@ impl Order {
             let losses: Vec<&[f64]> = self.several.iter().map(|(_, l)| l.as_slice()).collect();
             best.extend(pareto::best(&losses, wanted).into_iter().map(|i| self.several[i].0));
         }
-        best.extend(first(&self.standings, wanted - best.len()));
+        best.extend(self.standings.iter().take(wanted - best.len()).map(|standing| standing.number));
         best
     }
-}
-
-/// The numbers of the first so many.
-fn first(standings: &[Standing], wanted: usize) -> impl Iterator<Item = u64> {
-    let mut first: BinaryHeap<Standing> = BinaryHeap::with_capacity(wanted + 1);
-    for standing in standings {
-        if first.len() < wanted || first.peek().is_some_and(|last| standing < last) {
-            first.push(*standing);
-            if first.len() > wanted {
-                first.pop();
-            }
-        }
-    }
-    first.into_iter().map(|standing| standing.number)
 }
 
 /// Bits that sort as the numbers do.

@@ -66,14 +66,12 @@ pub(super) fn hit_or_miss(n: usize, categories: usize) -> (f64, f64) {
     (((1.0 + prior) / sum).ln(), (prior / sum).ln())
 }
 
-/// The weights of `n` observations, oldest first: the last 25 count fully, those before them less and less.
-pub(super) fn weight(rank: usize, n: usize) -> f64 {
-    if n < 25 || rank + 25 >= n {
-        return 1.0;
-    }
+/// The weights of `n` observations by rank, oldest first: the last 25 count fully, those before them less and less.
+pub(super) fn weights(n: usize) -> impl Fn(usize) -> f64 {
+    let ramp = n.saturating_sub(25);
     let first = 1.0 / n as f64;
-    let ramp = n - 25;
-    if ramp == 1 { first } else { first + rank as f64 * (1.0 - first) / (ramp - 1) as f64 }
+    let slope = (1.0 - first) / ramp.saturating_sub(1).max(1) as f64;
+    move |rank| if rank < ramp { first + rank as f64 * slope } else { 1.0 }
 }
 
 /// The narrowest kernel among `n` observations.
@@ -183,7 +181,8 @@ impl<'a> Parzen<'a> {
             }
         }
         kernels.push(axes.iter().map(|axis| axis.kernel(PRIOR.0, PRIOR.1)).collect());
-        let weights = (0..n).map(|i| if uniform { 1.0 } else { weight(i, n) }).chain([1.0]).collect();
+        let weight = weights(n);
+        let weights = (0..n).map(|i| if uniform { 1.0 } else { weight(i) }).chain([1.0]).collect();
         Self { axes, kernels, weights }
     }
 
