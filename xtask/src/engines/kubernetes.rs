@@ -14,13 +14,13 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
-use super::free_ports;
+use super::{bound, free_ports};
 use crate::{cache, cargo, sh};
 
 const PACKAGES: [&str; 4] = ["etcd-server", "kubernetes-client", "golang-1.19-go", "golang-1.19-src"];
 const SOURCE: &str = "kubernetes";
-const SOURCES: &str =
-    "deb http://deb.debian.org/debian bookworm main\ndeb-src http://deb.debian.org/debian bookworm main\n";
+/// The release whose packages these are.
+const RELEASE: &str = "bookworm";
 const READY: Duration = Duration::from_secs(120);
 /// What every process that began here has in its environment, and the tests are told the folder by.
 const MARK: &str = "REGATTA_TEST_KUBERNETES";
@@ -76,29 +76,40 @@ fn installed() -> Result<PathBuf> {
     })
 }
 
-/// The packages and the source, with lists of apt's that are not the system's.
+/// The packages and the source, with lists of apt's that are not the system's; from where the system's own packages come.
 fn fetch(work: &Path) -> Result<()> {
     fs::create_dir_all(work.join("lists/partial"))?;
     fs::create_dir_all(work.join("root"))?;
-    fs::write(work.join("sources.list"), SOURCES)?;
     let at = |name: &str| work.join(name).display().to_string();
-    let options = [
-        format!("Dir::Etc::SourceList={}", at("sources.list")),
-        "Dir::Etc::SourceParts=-".into(),
+    let own = [
         format!("Dir::State::Lists={}", at("lists")),
         "Dir::Cache::pkgcache=".into(),
         "Dir::Cache::srcpkgcache=".into(),
         "APT::Sandbox::User=root".into(),
     ];
-    let apt = |args: &[&str]| {
+    let sources = [format!("Dir::Etc::SourceList={}", at("sources.list")), "Dir::Etc::SourceParts=-".into()];
+    let apt = |more: &[String], args: &[&str]| {
         let mut apt = Command::new("apt-get");
-        apt.args(options.iter().flat_map(|option| ["-o", option])).arg("-q").args(args);
+        apt.args(own.iter().chain(more).flat_map(|option| ["-o", option])).arg("-q").args(args);
         // What is downloaded lies where it runs.
-        sh(apt.current_dir(work).stdout(Stdio::from(std::io::stderr())))
+        apt.current_dir(work).stderr(Stdio::inherit());
+        apt
     };
-    apt(&["update"])?;
-    apt(&[&["download"][..], &PACKAGES].concat())?;
-    apt(&["source", "--download-only", SOURCE])
+    let quietly = |mut apt: Command| sh(apt.stdout(Stdio::from(std::io::stderr())));
+    quietly(apt(&[], &["update"]))?;
+    let targets =
+        ["indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages", "Component: main"];
+    let known = apt(&[], &targets).output().context("cannot ask apt-get")?;
+    let known = String::from_utf8_lossy(&known.stdout).into_owned();
+    let wanted = format!(" {RELEASE}");
+    let Some(archive) = known.lines().find_map(|line| line.strip_suffix(&wanted)) else {
+        bail!("apt knows no archive of Debian {RELEASE}, from which Kubernetes is built; it knows:\n{known}");
+    };
+    let both = ["deb", "deb-src"].map(|kind| format!("{kind} {archive} {RELEASE} main\n"));
+    fs::write(work.join("sources.list"), both.concat())?;
+    quietly(apt(&sources, &["update"]))?;
+    quietly(apt(&sources, &[&["download"][..], &PACKAGES].concat()))?;
+    quietly(apt(&sources, &["source", "--download-only", SOURCE]))
 }
 
 fn with_ending(folder: &Path, ending: &str) -> Result<Vec<PathBuf>> {
@@ -247,7 +258,7 @@ impl Kubernetes {
     /// Starts a daemon; its process id is kept under its name.
     fn daemon(&mut self, program: &str, args: &[String]) -> Result<()> {
         let log = fs::File::create(self.run.join("log").join(program))?;
-        let mut command = Command::new(self.programs.join(program));
+        let mut command = bound(self.programs.join(program));
         command.args(args).envs(self.environment()).current_dir(&self.run);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let child = command.spawn().with_context(|| format!("cannot start {program}"))?;
