@@ -161,14 +161,16 @@ async fn preempted() {
 
 /// The real scheduler takes places for pods of a higher priority.
 async fn by_priority(cluster: &Cluster, low: &KubernetesSpawner) {
-    let class = json!({ "metadata": { "name": "urgent" }, "value": 1000, "globalDefault": false });
+    // Of the whole cluster, which may have been used before.
+    let name = format!("urgent-{}", std::process::id());
+    let class = json!({ "metadata": { "name": name }, "value": 1000, "globalDefault": false });
     let classes = "/apis/scheduling.k8s.io/v1/priorityclasses";
     send(&cluster.admin().await, "POST", classes, class).await.unwrap();
     let lease = low.acquire(gang(2)).await.unwrap();
     let mut events = launch(low, &lease, "echo ready; sleep 1000").await;
     line(&mut events, "ready").await;
     line(&mut events, "ready").await;
-    let urgent = KubernetesConfig { priority_class: Some("urgent".into()), ..config() };
+    let urgent = KubernetesConfig { priority_class: Some(name), ..config() };
     let urgent = spawner(cluster, urgent).await;
     let (seated, seen) = tokio::join!(urgent.acquire(gang(2)), to_the_end(&mut events));
     assert_eq!(seated.unwrap().workers(), 2);
