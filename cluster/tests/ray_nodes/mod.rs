@@ -44,12 +44,16 @@ pub(crate) fn ask(method: &str, path: &str, body: &str) -> String {
 /// Waits until all nodes are up and no placement group is left.
 pub(crate) fn all_idle(within: Duration) {
     eventually(within, || {
-        let nodes = ask("GET", "/api/v0/nodes?detail=true", "");
         let groups = ask("GET", "/api/v0/placement_groups?detail=true", "");
         let held = ["CREATED", "PENDING", "RESCHEDULING"];
         let free = !held.iter().any(|state| groups.contains(&format!("\"state\": \"{state}\"")));
-        (nodes.matches("\"state\": \"ALIVE\"").count() == 3 && free).then_some(())
+        (up() == 3 && free).then_some(())
     });
+}
+
+/// How many nodes are up, as far as the cluster knows.
+fn up() -> usize {
+    ask("GET", "/api/v0/nodes?detail=true", "").matches("\"state\": \"ALIVE\"").count()
 }
 
 /// A node: the session of its daemon, and the workers on it, which have sessions of their own. It is whole again when it is
@@ -106,6 +110,8 @@ impl Node {
         if alive(self.daemon()) {
             return;
         }
+        // Its second life must not meet its first in a cluster that has not seen the end of that.
+        eventually(Duration::from_secs(60), || (up() < 3).then_some(()));
         let script = folder().join(format!("{}.sh", self.name));
         let mut daemon = Command::new("setsid");
         daemon.arg("/bin/sh").arg(script).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
