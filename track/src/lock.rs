@@ -4,8 +4,14 @@
 use std::fs::{File, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+
+/// How long a lock is waited for that nobody can have for long: who took it is gone, or is this process and may have let go of
+/// it. A child on its way into another program still has the file, until it is there.
+const PASSING: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(5);
 
 /// Held from opening a store until its writer is gone.
 pub(crate) struct Lock {
@@ -25,18 +31,21 @@ impl Lock {
             .truncate(false)
             .open(&name)
             .map_err(Error::io("open the lock", &name))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut holder = String::new();
-                let _unreadable_is_unnamed = file.read_to_string(&mut holder);
+        let since = Instant::now();
+        while let Err(error) = file.try_lock() {
+            if let TryLockError::Error(error) = error {
+                return Err(Error::io("lock", &name)(error));
+            }
+            let mut holder = String::new();
+            let _unreadable_is_unnamed = file.rewind().and_then(|()| file.read_to_string(&mut holder));
+            if !is_passing(holder.trim()) || since.elapsed() > PASSING {
                 let holder = match holder.trim() {
                     "" => "another process (it has not named itself yet)",
                     holder => holder,
                 };
                 return Err(Error::Held { path: path.into(), holder: holder.into() });
             }
-            Err(TryLockError::Error(e)) => return Err(Error::io("lock", &name)(e)),
+            std::thread::sleep(LOOK);
         }
         let text = format!("process {} on {}\n", std::process::id(), host());
         file.set_len(0)
@@ -47,7 +56,65 @@ impl Lock {
     }
 }
 
+/// Whether a holder of this name cannot have the lock for long.
+fn is_passing(holder: &str) -> bool {
+    let pid = holder.strip_prefix("process ").and_then(|rest| rest.strip_suffix(&format!(" on {}", host())));
+    let Some(pid) = pid.and_then(|pid| pid.parse::<u32>().ok()) else { return false };
+    // The third word of its state, after its name in brackets; one that was killed is there until somebody has asked.
+    let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = state.rsplit(')').next().unwrap_or_default().trim_start();
+    pid == std::process::id() || state.is_empty() || state.starts_with(['Z', 'X'])
+}
+
 /// This machine's name.
 pub(crate) fn host() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As a child of a dead holder's has it.
+    fn held(store: &Path, holder: &str) -> File {
+        let mut file = File::create(store.with_file_name("run.db.lock")).unwrap();
+        file.write_all(format!("{holder}\n").as_bytes()).unwrap();
+        file.lock().unwrap();
+        file
+    }
+
+    #[test]
+    fn a_lock_that_a_dead_holders_child_still_has_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = folder.path().join("run.db");
+        let mut dead = std::process::Command::new("true").spawn().unwrap();
+        let holder = format!("process {} on {}", dead.id(), host());
+        let file = held(&store, &holder);
+        // Not waited for yet, it is there still.
+        let later = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(200));
+            dead.wait().unwrap();
+            drop(file);
+        });
+        // Until `true` has ended, somebody lives who may have it.
+        let since = Instant::now();
+        while let Err(error) = Lock::take(&store) {
+            assert!(matches!(&error, Error::Held { .. }) && since.elapsed() < PASSING, "{error}");
+        }
+        later.join().unwrap();
+    }
+
+    #[test]
+    fn a_lock_that_somebody_has_is_refused_at_once_and_ones_own_soon() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = folder.path().join("run.db");
+        let since = Instant::now();
+        for holder in [format!("process 1 on {}", host()), "process 7 on elsewhere".into(), String::new()] {
+            let _held = held(&store, &holder);
+            assert!(matches!(Lock::take(&store), Err(Error::Held { .. })), "{holder}");
+        }
+        assert!(since.elapsed() < PASSING);
+        let _mine = Lock::take(&store).unwrap();
+        assert!(matches!(Lock::take(&store), Err(Error::Held { .. })));
+    }
 }
