@@ -49,6 +49,9 @@ impl Net {
     }
 
     fn build(seed: i64, dropout: f64, norm: bool) -> Self {
+        // Ranks that are threads draw from one generator.
+        static DRAWING: Mutex<()> = Mutex::new(());
+        let _drawing = DRAWING.lock().unwrap_or_else(PoisonError::into_inner);
         tch::manual_seed(seed);
         let vs = nn::VarStore::new(Device::Cpu);
         let root = vs.root();
