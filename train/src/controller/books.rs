@@ -75,7 +75,7 @@ impl Opening {
         if ledger.last == Timestamp::default() {
             store.append(RunCreated { experiment, name })?.detach();
         }
-        store.append(RunConfigured { config })?.detach();
+        let configured = store.append(RunConfigured { config })?;
         let path = &folder.path;
         let sinks: Vec<Box<dyn regatta_track::sink::Sink>> = vec![
             Box::new(ProgressCsv::new(path)),
@@ -84,8 +84,15 @@ impl Opening {
         ];
         let sinks = Some(Sinks::start(&store, sinks, SinkConfig::default())?);
         let mirror = match folder.is_remote() {
-            true => Some(copy::Mirror::start(&store, copy::open(&folder.storage)?, MIRROR_EVERY)?),
-            false => None,
+            true => {
+                // Of the first copy a run must be able to go on.
+                configured.wait(DURABLE_WITHIN)?;
+                Some(copy::Mirror::start(&store, copy::open(&folder.storage)?, MIRROR_EVERY)?)
+            }
+            false => {
+                configured.detach();
+                None
+            }
         };
         Ok(Opened { store, sinks, mirror, ledger })
     }
