@@ -31,9 +31,11 @@ pub(crate) fn all_idle(within: Duration) {
     }
 }
 
-/// Ends what a test before may have left, so that a failure is one test's alone.
+/// Ends what a test before may have left, so that a failure is one test's alone; a node that was taken out of service for a
+/// process that would not die comes back.
 pub(crate) fn settle(within: Duration) {
     tool("scancel", &["--me"]);
+    tool("scontrol", &["update", "NodeName=n[1-3]", "State=RESUME"]);
     all_idle(within);
 }
 
