@@ -6,11 +6,13 @@ mod kubernetes;
 mod ray;
 mod slurm;
 
+use std::fs;
 use std::net::TcpListener;
 use std::process::Command;
 
 use anyhow::Result;
 use clap::ValueEnum;
+use rustix::process::Pid;
 
 #[derive(Clone, Copy, ValueEnum)]
 pub(crate) enum Engine {
@@ -40,6 +42,28 @@ fn bound(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "TERM", "--"]).arg(program);
     command
+}
+
+/// Says what a cluster's tools need in their environment, and keeps it until Enter is pressed.
+fn kept(environment: &[(&str, String)]) -> Result<()> {
+    for (name, value) in environment {
+        println!("export {name}='{value}'");
+    }
+    eprintln!("the cluster runs until Enter is pressed");
+    std::io::stdin().read_line(&mut String::new())?;
+    Ok(())
+}
+
+/// Other processes than this with such a variable in their environment, written as `NAME=value`.
+fn marked(mark: &str) -> Vec<Pid> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let own = |pid: &i32| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes())
+    };
+    let this = std::process::id() as i32;
+    pids.filter(|pid| *pid != this).filter(own).filter_map(Pid::from_raw).collect()
 }
 
 /// Ports that were free a moment ago.

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
-use super::{bound, free_ports};
+use super::{bound, free_ports, kept, marked};
 use crate::{cache, cargo, sh};
 
 const PACKAGES: [&str; 4] = ["etcd-server", "kubernetes-client", "golang-1.19-go", "golang-1.19-src"];
@@ -121,11 +121,7 @@ fn with_ending(folder: &Path, ending: &str) -> Result<Vec<PathBuf>> {
 pub(super) fn test(keep: bool) -> Result<()> {
     if keep {
         let cluster = Kubernetes::start()?;
-        let variables = cluster.environment().map(|(name, value)| format!("export {name}='{value}'"));
-        println!("{}", variables.join("\n"));
-        eprintln!("the cluster runs until Enter is pressed");
-        std::io::stdin().read_line(&mut String::new())?;
-        return Ok(());
+        return kept(&cluster.environment());
     }
     // Of the whole workspace, as other chores build it, so that nothing is built twice.
     let tests = ["test", "--workspace", "--test", "kubernetes"];
@@ -290,14 +286,7 @@ impl Kubernetes {
     /// Processes that live in this cluster's environment: daemons, and pods.
     fn processes(&self) -> Vec<Pid> {
         let mark = format!("{MARK}={}", self.run.display());
-        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-        let own = |pid: &i32| {
-            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes())
-        };
-        let this = std::process::id() as i32;
-        pids.filter(|pid| *pid != this).filter(own).filter_map(Pid::from_raw).collect()
+        marked(&mark)
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{EXAMPLE, bound, free_ports};
+use super::{EXAMPLE, bound, free_ports, kept};
 use crate::{cargo, libtorch, python, root, sh};
 
 const NODES: usize = 3;
@@ -24,11 +24,7 @@ const MARK: &str = "REGATTA_TEST_RAY";
 pub(super) fn test(keep: bool) -> Result<()> {
     if keep {
         let cluster = Ray::start()?;
-        let variables = cluster.environment().map(|(name, value)| format!("export {name}='{value}'"));
-        println!("{}", variables.join("\n"));
-        eprintln!("the cluster runs until Enter is pressed");
-        std::io::stdin().read_line(&mut String::new())?;
-        return Ok(());
+        return kept(&cluster.environment());
     }
     libtorch::setup(false)?;
     // Of the whole workspace, as other chores build it, so that nothing is built twice.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{EXAMPLE, bound, free_ports};
+use super::{EXAMPLE, bound, free_ports, kept, marked};
 use crate::{cache, cargo, libtorch, root, sh};
 
 const PACKAGES: [&str; 4] = ["slurmctld", "slurmd", "slurm-client", "munge"];
@@ -68,11 +68,7 @@ fn unpacked() -> Result<PathBuf> {
 pub(super) fn test(keep: bool) -> Result<()> {
     if keep {
         let cluster = Slurm::start()?;
-        let variables = cluster.environment().map(|(name, value)| format!("export {name}='{value}'"));
-        println!("{}", variables.join("\n"));
-        eprintln!("the cluster runs until Enter is pressed");
-        std::io::stdin().read_line(&mut String::new())?;
-        return Ok(());
+        return kept(&cluster.environment());
     }
     libtorch::setup(false)?;
     // Of the whole workspace, as other chores build it, so that nothing is built twice.
@@ -262,14 +258,7 @@ impl Slurm {
     /// Processes that live in this cluster's environment: daemons, steps, jobs.
     fn processes(&self) -> Vec<Pid> {
         let mark = format!("SLURM_CONF={}", self.run.join("slurm.conf").display());
-        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-        let own = |pid: &i32| {
-            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes())
-        };
-        let this = std::process::id() as i32;
-        pids.filter(|pid| *pid != this).filter(own).filter_map(Pid::from_raw).collect()
+        marked(&mark)
     }
 }
 
