@@ -98,7 +98,7 @@ impl<W: Write + Send> Sweep<W> {
         }
         if let Some((trial, value)) = study.best() {
             let objective = &study.objectives()[0].metric;
-            let config = study.trials().get(&trial).map_or(&Value::Null, |facts| &facts.config);
+            let config = study.config(trial).unwrap_or_default();
             self.say(&format!("best {objective} {}  trial {trial}  {config}", figure(value)));
         }
         if outcome == Outcome::Interrupted {
@@ -165,7 +165,8 @@ fn table(study: &Machine, rows: usize) -> Vec<String> {
         let value = facts.values.first().copied().flatten().map_or("-".into(), figure);
         let mut row =
             vec![trial.to_string(), state(study, trial, facts).into(), facts.reports.to_string(), value];
-        row.extend(paths.iter().map(|path| cell(&facts.config, path)));
+        let config = study.config(trial).unwrap_or_default();
+        row.extend(paths.iter().map(|path| cell(&config, path)));
         let why = facts.cause.as_deref().unwrap_or_default().lines().last().unwrap_or_default();
         row.push(why.to_owned());
         cells.push(row);

@@ -1,19 +1,23 @@
 //! Our side of `cargo xtask bench tune` for what trials cost. It reads a case from stdin and answers with a line of JSON: the
 //! seconds, and the driver's peak memory in megabytes.
 //!
+//! - `memory <trials> <at once>`: the peak when the last of so many calls has ended, too, before the results are read.
 //! - `threads <trials> <at once>`: calls of this process, each with its configuration, its report and its end on the disk.
 //! - `pooled <trials> <workers>`: trainings in processes that are kept, of one report each.
 //! - `results <count> <at once>`: reports of calls that never end otherwise, each heard by the scheduler and stored.
 //! - `sleeps <trials> <at once> <milliseconds>`: calls that only wait.
 #![allow(clippy::print_stdout)]
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use regatta_train::registry::{Registration, normalise, parse, run, write};
 use regatta_train::{TrainContext, Trainer, metrics, worker};
 use regatta_tune::sampler::Random;
 use regatta_tune::space::{Space, float, group};
-use regatta_tune::{Ending, Halt, RunningTrial, Tuner};
+use regatta_tune::study::Machine;
+use regatta_tune::{Ending, Halt, RunningTrial, StudyEvent, Tuner};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -46,7 +50,17 @@ fn main() {
     for line in std::io::stdin().lines().map_while(Result::ok) {
         let words: Vec<&str> = line.split_whitespace().collect();
         let numbers: Vec<u64> = words.iter().skip(1).filter_map(|word| word.parse().ok()).collect();
+        let running = Arc::new(AtomicU64::new(0));
         let (tuner, trials) = match (words.first(), &numbers[..]) {
+            (Some(&"memory"), [trials, at_once]) => {
+                let running = running.clone();
+                let watch = move |event: &StudyEvent<'_>, _: &Machine| {
+                    if matches!(event, StudyEvent::Ended { .. }) {
+                        running.store(peak(), Ordering::Relaxed);
+                    }
+                };
+                (calls(sum, *at_once).callback(watch), *trials)
+            }
             (Some(&"threads"), [trials, at_once]) => (calls(sum, *at_once), *trials),
             (Some(&"pooled"), [trials, workers]) => {
                 let tuner = Tuner::new(Trainer::new(training, Config::default())).reuse(true);
@@ -70,7 +84,11 @@ fn main() {
             }
             _ => panic!("no such case: {line}"),
         };
-        println!("{}", measured(tuner, trials));
+        let mut line = measured(tuner, trials);
+        if let running @ 1.. = running.load(Ordering::Relaxed) {
+            line["mb_running"] = megabytes(running);
+        }
+        println!("{line}");
     }
 }
 
@@ -98,8 +116,16 @@ fn measured(tuner: Tuner, trials: u64) -> Value {
     let seconds = begun.elapsed().as_secs_f64();
     assert_eq!((ending, grid.trials().len() as u64), (Ending::Done, trials));
     assert!(grid.errors().next().is_none(), "{:?}", grid.errors().next());
+    json!({ "seconds": seconds, "mb": megabytes(peak()) })
+}
+
+/// The most memory this process ever had, in kilobytes.
+fn peak() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or("");
-    let peak: f64 = peak.trim().trim_end_matches(" kB").parse().unwrap_or(f64::NAN);
-    json!({ "seconds": seconds, "mb": (peak / 1e3).round() })
+    peak.trim().trim_end_matches(" kB").parse().unwrap_or(0)
+}
+
+fn megabytes(kilobytes: u64) -> Value {
+    json!((kilobytes as f64 / 1e3).round())
 }

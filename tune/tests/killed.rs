@@ -95,7 +95,13 @@ fn driver(kind: &str, folder: &str, kill_at: usize) -> ExitCode {
                 .trials()
                 .iter()
                 .map(|(number, facts)| {
-                    json!([number, facts.config, facts.values, facts.reports, format!("{:?}", facts.outcome)])
+                    json!([
+                        number,
+                        study.config(*number),
+                        facts.values,
+                        facts.reports,
+                        format!("{:?}", facts.outcome)
+                    ])
                 })
                 .collect();
             sender.send(end).ok();

@@ -258,4 +258,8 @@ impl Scheduler for Running {
         }
         levels.into_values().map(|scores| scores.into_iter().map(|score| score.trial).collect()).collect()
     }
+
+    fn looks_back(&self) -> bool {
+        false
+    }
 }

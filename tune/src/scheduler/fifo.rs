@@ -18,6 +18,10 @@ impl Scheduler for Fifo {
     fn slot(&mut self, turn: &mut Turn<'_>) {
         next_in_line(turn);
     }
+
+    fn looks_back(&self) -> bool {
+        false
+    }
 }
 
 /// Places the oldest paused trial, or else a new one.

@@ -257,4 +257,8 @@ impl Scheduler for Running {
     fn rungs(&self) -> Vec<Vec<u32>> {
         self.results.values().map(|scores| scores.iter().map(|score| score.trial).collect()).collect()
     }
+
+    fn looks_back(&self) -> bool {
+        false
+    }
 }

@@ -106,4 +106,8 @@ impl Scheduler for Running {
     fn slot(&mut self, turn: &mut Turn<'_>) {
         next_in_line(turn);
     }
+
+    fn looks_back(&self) -> bool {
+        false
+    }
 }

@@ -125,4 +125,10 @@ pub trait Scheduler: Debug + Send {
     fn rungs(&self) -> Vec<Vec<u32>> {
         Vec::new()
     }
+
+    /// Whether it reads the configurations of trials that are over. Those of one that does not are let go of, and the
+    /// [`Roster`] shows such trials without parameters.
+    fn looks_back(&self) -> bool {
+        true
+    }
 }

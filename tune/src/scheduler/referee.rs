@@ -164,7 +164,11 @@ impl Referee {
             (_, how) => how,
         };
         self.roster.enter(trial, State::Ended);
-        self.ask(Occasion::Ended(trial), |scheduler, turn| scheduler.ended(trial, how, turn))
+        let decisions = self.ask(Occasion::Ended(trial), |scheduler, turn| scheduler.ended(trial, how, turn));
+        if !self.scheduler.looks_back() {
+            self.roster.forget(trial);
+        }
+        decisions
     }
 
     /// Offers the slot. Nothing is counted for an offer that comes to nothing, so that it leaves no trace.

@@ -108,6 +108,10 @@ impl Scheduler for Running {
         self.inner.exhausted(turn);
     }
 
+    fn looks_back(&self) -> bool {
+        self.inner.looks_back()
+    }
+
     fn slot(&mut self, turn: &mut Turn<'_>) {
         self.inner.slot(turn);
     }

@@ -71,6 +71,8 @@ pub struct Roster {
     live: BTreeSet<u32>,
     paused: BTreeSet<u32>,
     exhausted: bool,
+    /// In place of configurations that nobody reads again.
+    nothing: Arc<Config>,
 }
 
 impl Roster {
@@ -180,6 +182,12 @@ impl Roster {
             entry.resource = checkpoint.resource;
             entry.checkpoint = Some(checkpoint.clone());
         }
+    }
+
+    /// Lets go of what a trial was made with.
+    pub(super) fn forget(&mut self, trial: u32) {
+        let Some(entry) = self.trials.get_mut(&trial) else { return };
+        entry.legs.iter_mut().for_each(|leg| leg.config = Arc::clone(&self.nothing));
     }
 
     pub(super) fn resize(&mut self, trial: u32, workers: u32) {

@@ -105,6 +105,10 @@ impl Scheduler for Running {
     fn slot(&mut self, turn: &mut Turn<'_>) {
         next_in_line(turn);
     }
+
+    fn looks_back(&self) -> bool {
+        false
+    }
 }
 
 /// The probability that differences without a tendency come out as large as these. Half of the ranks of zeros counts on

@@ -62,7 +62,7 @@ pub struct Output {
 /// A trial as the study knows it.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
-    /// Its whole configuration.
+    /// Its whole configuration until it is over; [`Machine::config`] has everybody's.
     pub config: Value,
     /// Its last value of each objective.
     pub values: Vec<Option<f64>>,
@@ -134,6 +134,19 @@ impl Machine {
     #[must_use]
     pub fn trials(&self) -> &BTreeMap<u32, Facts> {
         &self.trials
+    }
+
+    /// A trial's whole configuration. Of one that is over it is put together anew.
+    #[must_use]
+    pub fn config(&self, trial: u32) -> Option<Value> {
+        let facts = self.trials.get(&trial)?;
+        if !facts.config.is_null() {
+            return Some(facts.config.clone());
+        }
+        let told = self.search().history().told().iter().rev();
+        let point = &told.into_iter().find(|told| told.number == u64::from(trial))?.point;
+        let chosen = self.space().config(point, Some(&self.parts.base)).ok()?;
+        Some(full(self.space(), &self.parts.base, chosen))
     }
 
     /// Where the trials stand.
@@ -577,6 +590,7 @@ impl Machine {
             self.order(Order::Kill { trial });
         }
         self.parts.search.end(u64::from(trial), End::Failed, &[])?;
+        self.forget(trial);
         let decisions = self.parts.referee.handle(Told::Failed { trial })?;
         self.act(decisions)?;
         match self.parts.fail_fast && self.closing.is_none() {
@@ -605,8 +619,18 @@ impl Machine {
             _ => End::Pruned { step },
         };
         self.parts.search.end(number, end, &losses.unwrap_or_default())?;
+        self.forget(trial);
         let decisions = self.parts.referee.handle(Told::Finished { trial })?;
         self.act(decisions)
+    }
+
+    /// Lets go of what can be put together again from the point that the sampler knows. Where the space is discovered, the
+    /// configuration says what was asked.
+    fn forget(&mut self, trial: u32) {
+        let open = self.space().is_open();
+        if let Some(facts) = self.trials.get_mut(&trial).filter(|_| !open) {
+            facts.config = Value::Null;
+        }
     }
 
     fn cloned(&mut self, trial: u32, donor: u32, checkpoint: Checkpoint, config: &Config) -> Result<()> {

@@ -17,7 +17,8 @@ const FRESH: u64 = 12;
 const SLEEPS: (u64, u64, u64) = (1_600, 16, 250);
 
 /// Prints a JSON line a case: `trials_pooled` {per_s, vs_ray_reuse, vs_ray_default}, `trials_threads` {per_s}, `results` {per_s},
-/// `memory` {mb} at 10,000 and 100,000 trials, `sleeps` {of_ideal}. Ratios are per trial, medians over the rounds.
+/// `memory` {mb_running, mb} at 10,000 and 100,000 trials, while they run and with all results read at the end, `sleeps`
+/// {of_ideal}. Ratios are per trial, medians over the rounds.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let wanted = |case: &str| case.contains(&args.case);
     let cases = ["trials_pooled", "trials_threads", "results", "memory", "sleeps"];
@@ -43,7 +44,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let mut line = json!({"case": "memory"});
         for trials in [10_000, 100_000] {
             let mut fresh = Contestant::start("ours", &mut program)?;
-            line[format!("mb_{trials}")] = fresh.ask(&format!("threads {trials} 16"))?["mb"].clone();
+            let answer = fresh.ask(&format!("memory {trials} 16"))?;
+            line[format!("mb_{trials}")] = answer["mb"].clone();
+            line[format!("mb_running_{trials}")] = answer["mb_running"].clone();
         }
         println!("{line}");
     }
