@@ -112,7 +112,7 @@ impl<W: Write + Send> Sweep<W> {
 fn summary(study: &Machine) -> String {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for (trial, facts) in study.trials() {
-        *counts.entry(state(study, *trial, facts)).or_default() += 1;
+        *counts.entry(state(study, trial, facts)).or_default() += 1;
     }
     let samples = study.opened().samples.max(study.trials().len() as u64);
     let left = if study.closing().is_some() { 0 } else { samples - study.trials().len() as u64 };
@@ -153,7 +153,7 @@ fn table(study: &Machine, rows: usize) -> Vec<String> {
         "failed" => 2,
         _ => 1,
     };
-    let mut order: Vec<(u32, &Facts)> = study.trials().iter().map(|(trial, facts)| (*trial, facts)).collect();
+    let mut order: Vec<(u32, &Facts)> = study.trials().collect();
     order.sort_by(|(a, x), (b, y)| {
         rank(*a, x).cmp(&rank(*b, y)).then(loss(x).total_cmp(&loss(y))).then(a.cmp(b))
     });
@@ -228,7 +228,7 @@ impl<W: Write + Send> StudyCallback for Sweep<W> {
                 ));
             }
             StudyEvent::Told { input: Input::Failed { trial, .. } } => {
-                let why = study.trials().get(trial).and_then(|facts| facts.cause.clone()).unwrap_or_default();
+                let why = study.trial(*trial).and_then(|facts| facts.cause.clone()).unwrap_or_default();
                 let why = why.lines().last().unwrap_or_default();
                 self.say(&format!("trial {trial} failed: {why}"));
                 self.draw(study);

@@ -265,14 +265,16 @@ impl<R: Row> Cache<R> {
     }
 
     fn flush(&mut self, db: &Connection, keep: usize) -> rusqlite::Result<()> {
+        if self.rows.len() > keep {
+            // What changed in this group is likely to change again.
+            self.rows.retain(|_, (_, dirty)| *dirty);
+            self.rows.shrink_to(keep);
+        }
         let mut statement = db.prepare_cached(&self.save)?;
         for key in self.dirty.drain(..) {
             let Some((row, dirty)) = self.rows.get_mut(&key) else { continue };
             *dirty = false;
             statement.execute(params_from_iter(R::key_values(&key).into_iter().chain(row.values()?)))?;
-        }
-        if self.rows.len() > keep {
-            self.rows = HashMap::new();
         }
         Ok(())
     }
@@ -291,8 +293,9 @@ pub(crate) struct Caches {
 }
 
 impl Caches {
-    /// How many rows of a table stay at hand between groups: what bounds the writer's memory.
-    const KEEP: usize = 20_000;
+    /// How many rows of a table stay at hand between groups, or as many as the last group changed: what bounds the writer's
+    /// memory.
+    const KEEP: usize = 2_000;
 
     /// The rows over this connection.
     pub(crate) fn over<'a>(&'a mut self, db: &'a Connection) -> Cached<'a> {

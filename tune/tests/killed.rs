@@ -93,26 +93,28 @@ fn driver(kind: &str, folder: &str, kill_at: usize) -> ExitCode {
         StudyEvent::Ended { .. } => {
             let end: Value = study
                 .trials()
-                .iter()
                 .map(|(number, facts)| {
-                    json!([
-                        number,
-                        study.config(*number),
-                        facts.values,
-                        facts.reports,
-                        format!("{:?}", facts.outcome)
-                    ])
+                    let (config, outcome) = (study.config(number), format!("{:?}", facts.outcome));
+                    json!([number, config, facts.values, facts.reports, outcome])
                 })
                 .collect();
             sender.send(end).ok();
         }
         _ => {}
     };
-    if let Err(error) = tuner.callback(watch).fit() {
-        eprintln!("{error}");
+    let grid = match tuner.callback(watch).fit() {
+        Ok(grid) => grid,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let end = receiver.recv().unwrap_or(Value::Null);
+    // What the driver let go of and put together again is what it once stored.
+    if let Some(trial) = grid.trials().iter().find(|trial| end[trial.number as usize][1] != trial.full) {
+        eprintln!("trial {} had {}, and now it is {}", trial.number, trial.full, end[trial.number as usize]);
         return ExitCode::FAILURE;
     }
-    let end = receiver.recv().unwrap_or(Value::Null);
     std::fs::write(Path::new(folder).join("end.json"), end.to_string())
         .expect("the folder can be written to");
     ExitCode::SUCCESS

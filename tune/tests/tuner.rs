@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use regatta_tune::sampler::{Random, Tpe};
 use regatta_tune::scheduler::{Asha, Median};
-use regatta_tune::space::{Space, choice, float, group, int};
+use regatta_tune::space::{Space, branches, choice, float, group, int};
 use regatta_tune::stopper::StopperConfig;
 use regatta_tune::study::{Input, Machine};
 use regatta_tune::{Ending, Error, Halt, ResultGrid, RunningTrial, StudyEvent, Tuner};
@@ -85,6 +85,43 @@ fn a_space_is_discovered_by_what_trials_ask_for() {
     let grid =
         place.tuner(objective).samples(45).sampler(Tpe::default()).resume(place.study()).fit().unwrap();
     assert_eq!(grid.trials().len(), 45);
+}
+
+/// The configurations of trials that are over are not kept, but put together from what the sampler knows.
+#[test]
+fn what_a_trial_was_made_with_can_be_asked_for_when_it_is_over() {
+    let fails = |trial: &mut RunningTrial| -> Result<f64, Halt> {
+        if trial.number() == 3 { Err("told to fail")? } else { Ok(trial.number().into()) }
+    };
+    let asks = |trial: &mut RunningTrial| -> Result<f64, Halt> {
+        let layers = trial.int("layers", 1..=3).get()?;
+        let width = if layers > 1 { trial.float("net.width", 0.0..=1.0).get()? } else { 0.5 };
+        Ok(width * layers as f64)
+    };
+    let optimizer = branches().unit("sgd").with("adam", group().with("beta", float(0.8..=0.99)));
+    let space = group()
+        .with("x", float(-5.0..=5.0))
+        .with("net", group().with("layers", int(1..=4)))
+        .with("optimizer", optimizer);
+    let (one, two) = (Place::new(), Place::new());
+    let tuners = [one.tuner(fails).space(space.build().unwrap()), two.tuner(asks)];
+    for tuner in tuners {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let grid = tuner
+            .samples(12)
+            .sampler(Random)
+            .callback(move |event: &StudyEvent<'_>, study: &Machine| {
+                if matches!(event, StudyEvent::Ended { .. }) {
+                    assert!(study.trials().all(|(trial, _)| study.roster().get(trial).is_none()));
+                    study.trials().for_each(|(trial, _)| sender.send(study.config(trial)).unwrap());
+                }
+            })
+            .fit()
+            .unwrap();
+        let stored: Vec<_> = grid.trials().iter().map(|trial| Some(trial.full.clone())).collect();
+        assert_eq!(receiver.try_iter().collect::<Vec<_>>(), stored);
+        assert_eq!(stored.len(), 12);
+    }
 }
 
 #[test]

@@ -37,7 +37,7 @@ pub(super) struct Read {
 
 /// Reads all of a study.
 pub(super) fn fold(snapshot: &mut Snapshot<'_>) -> regatta_track::Result<Read> {
-    let (mut study, mut trials, mut after) = (None, BTreeMap::new(), 0);
+    let (mut study, mut trials, mut after) = (None, Vec::<History>::new(), 0);
     loop {
         let page = snapshot.events(&Query { after, limit: PAGE, scope: None, kinds: &KINDS })?;
         let Some(last) = page.last() else { break };
@@ -45,13 +45,19 @@ pub(super) fn fold(snapshot: &mut Snapshot<'_>) -> regatta_track::Result<Read> {
         for e in &page {
             match (&e.event, e.trial) {
                 (Event::StudyConfigured(body), _) => study = Some(body.clone()),
-                (_, Some(number)) => apply(trials.entry(number).or_insert_with(|| History::new(number)), e),
+                (_, Some(number)) => {
+                    let place = trials.binary_search_by_key(&number, |trial| trial.number);
+                    let place = place.unwrap_or_else(|place| {
+                        trials.insert(place, History::new(number));
+                        place
+                    });
+                    apply(&mut trials[place], e);
+                }
                 _ => {}
             }
         }
     }
     let parameters = study.as_ref().map_or(&[][..], |study: &StudyConfigured| &study.parameters);
-    let mut trials: Vec<History> = trials.into_values().collect();
     trials.iter_mut().for_each(|trial| trial.config = flat(&trial.full, parameters));
     Ok(Read { study, trials })
 }

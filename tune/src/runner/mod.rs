@@ -222,7 +222,7 @@ impl Runner {
         let live: Vec<(u32, State)> =
             self.session.machine().roster().live().map(|(trial, entry)| (trial, entry.state)).collect();
         for (trial, state) in live.into_iter().filter(|(_, state)| *state != State::Paused) {
-            let attempt = self.session.machine().trials().get(&trial).map_or(0, |facts| facts.attempt);
+            let attempt = self.session.machine().attempt(trial);
             for input in self.executor.left_behind(trial, attempt, state != State::Starting)? {
                 // What is to be done is seen from where all of them stand in the end.
                 self.session.handle(input)?;

@@ -126,8 +126,8 @@ pub trait Scheduler: Debug + Send {
         Vec::new()
     }
 
-    /// Whether it reads the configurations of trials that are over. Those of one that does not are let go of, and the
-    /// [`Roster`] shows such trials without parameters.
+    /// Whether the [`Roster`] is to keep what it knows of trials that are over. Otherwise it lets go of them, so that a study
+    /// of very many trials needs little memory.
     fn looks_back(&self) -> bool {
         true
     }

@@ -100,7 +100,7 @@ impl Referee {
     }
 
     fn created(&mut self, trial: u32, config: Arc<Config>) -> Result<Vec<Decision>, Misuse> {
-        if self.roster.get(trial).is_some() {
+        if self.roster.known(trial).is_some() {
             return Err(Misuse::OutOfOrder { event: "created", trial, why: "which there is already" });
         }
         self.roster.create(trial, config);
@@ -212,10 +212,8 @@ impl Referee {
     }
 
     fn known(&self, event: &'static str, trial: u32) -> Result<State, Misuse> {
-        match self.roster.get(trial) {
-            Some(entry) => Ok(entry.state),
-            None => Err(Misuse::OutOfOrder { event, trial, why: "which was never created" }),
-        }
+        let why = "which was never created";
+        self.roster.known(trial).ok_or(Misuse::OutOfOrder { event, trial, why })
     }
 
     fn ask(

@@ -64,19 +64,21 @@ impl Entry {
     }
 }
 
-/// All trials of a study, and whether more will come.
+/// The trials of a study, and whether more will come. Of those that are over, it keeps what they were only for a scheduler
+/// that [looks back](super::Scheduler::looks_back).
 #[derive(Clone, Debug, Default)]
 pub struct Roster {
     trials: BTreeMap<u32, Entry>,
     live: BTreeSet<u32>,
     paused: BTreeSet<u32>,
+    made: usize,
+    /// Above the numbers of all that were ever made.
+    next: u32,
     exhausted: bool,
-    /// In place of configurations that nobody reads again.
-    nothing: Arc<Config>,
 }
 
 impl Roster {
-    /// One trial.
+    /// One trial, if it is not over or is looked back at.
     #[must_use]
     pub fn get(&self, trial: u32) -> Option<&Entry> {
         self.trials.get(&trial)
@@ -88,21 +90,21 @@ impl Roster {
         self.get(trial).map_or(State::Ended, |entry| entry.state)
     }
 
-    /// Every trial ever made, by number.
-    pub fn trials(&self) -> impl Iterator<Item = (u32, &Entry)> {
-        self.trials.iter().map(|(trial, entry)| (*trial, entry))
-    }
-
     /// How many trials were ever made.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.trials.len()
+        self.made
     }
 
     /// Whether there was never a trial.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.trials.is_empty()
+        self.made == 0
+    }
+
+    /// Where a trial stands, if it was ever made. Trials are made in the order of their numbers.
+    pub(super) fn known(&self, trial: u32) -> Option<State> {
+        (trial < self.next).then(|| self.state(trial))
     }
 
     /// The trials that are not over, by number.
@@ -141,6 +143,8 @@ impl Roster {
             Entry { state: State::Starting, resource: 0, value, best, checkpoint: None, legs, workers: None };
         self.trials.insert(trial, entry);
         self.live.insert(trial);
+        self.made += 1;
+        self.next = trial.saturating_add(1);
     }
 
     pub(super) fn enter(&mut self, trial: u32, state: State) {
@@ -184,10 +188,9 @@ impl Roster {
         }
     }
 
-    /// Lets go of what a trial was made with.
+    /// Lets go of a trial that is over.
     pub(super) fn forget(&mut self, trial: u32) {
-        let Some(entry) = self.trials.get_mut(&trial) else { return };
-        entry.legs.iter_mut().for_each(|leg| leg.config = Arc::clone(&self.nothing));
+        self.trials.remove(&trial);
     }
 
     pub(super) fn resize(&mut self, trial: u32, workers: u32) {

@@ -272,7 +272,7 @@ impl Study {
 
     fn figures(&mut self, trial: u32, step: Option<u64>, values: &[f64]) -> Result<(u64, Metrics)> {
         let machine = self.session()?.machine();
-        let Some(facts) = machine.trials().get(&trial).filter(|facts| facts.outcome.is_none()) else {
+        let Some(facts) = machine.trial(trial).filter(|facts| facts.outcome.is_none()) else {
             return Err(broken(format!("trial {trial} does not run: ask first, and tell once")));
         };
         let objectives = machine.objectives();
@@ -295,7 +295,7 @@ impl Study {
             match order {
                 Order::Launch { trial, config, .. } => {
                     let again = self.session.as_ref().is_some_and(|session| {
-                        session.machine().trials().get(&trial).is_some_and(|facts| facts.reports > 0)
+                        session.machine().trial(trial).is_some_and(|facts| facts.reports > 0)
                     });
                     self.waiting.push(Trial { number: trial, config, again });
                 }

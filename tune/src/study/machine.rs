@@ -62,26 +62,34 @@ pub struct Output {
 /// A trial as the study knows it.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
-    /// Its whole configuration until it is over; [`Machine::config`] has everybody's.
-    pub config: Value,
     /// Its last value of each objective.
     pub values: Vec<Option<f64>>,
-    /// Its best value of the first objective.
-    pub best: Option<f64>,
     /// The step of its last report.
     pub step: u64,
     /// How many reports it made.
     pub reports: u64,
     /// How often it was started.
     pub attempts: u32,
-    /// The attempt of its own run that was started last.
-    pub attempt: u32,
-    /// How many workers it is to have, if a scheduler said.
-    pub workers: Option<u32>,
-    /// Why it failed.
-    pub cause: Option<String>,
     /// How it ended.
     pub outcome: Option<Outcome>,
+    /// Why it failed.
+    pub cause: Option<Box<str>>,
+    /// Whether its last report violated a constraint.
+    infeasible: bool,
+    /// Its place among those that the sampler was told of.
+    told: usize,
+    /// What is let go of when it has ended.
+    live: Option<Box<Live>>,
+}
+
+/// What is needed of a trial until it has ended.
+#[derive(Clone, Debug, Default)]
+struct Live {
+    config: Value,
+    /// The attempt of its own run that was started last.
+    attempt: u32,
+    /// How many workers it is to have, if a scheduler said.
+    workers: Option<u32>,
     /// The furthest resource that was taken in since it last changed.
     furthest: Option<u64>,
     constraints: Vec<f64>,
@@ -96,7 +104,7 @@ pub struct Facts {
 /// The machine.
 pub struct Machine {
     parts: Parts,
-    trials: BTreeMap<u32, Facts>,
+    trials: Vec<Facts>,
     opened: Opened,
     /// When the present session began, and what those before took.
     session: Timestamp,
@@ -117,7 +125,7 @@ impl Machine {
     pub fn new(parts: Parts) -> Self {
         Machine {
             parts,
-            trials: BTreeMap::new(),
+            trials: Vec::new(),
             opened: Opened::default(),
             session: Timestamp::default(),
             spent: Duration::ZERO,
@@ -130,23 +138,45 @@ impl Machine {
         }
     }
 
-    /// Every trial ever made.
-    #[must_use]
-    pub fn trials(&self) -> &BTreeMap<u32, Facts> {
-        &self.trials
+    /// Every trial ever made, by number.
+    pub fn trials(&self) -> impl ExactSizeIterator<Item = (u32, &Facts)> {
+        self.trials.iter().enumerate().map(|(trial, facts)| (trial as u32, facts))
     }
 
-    /// A trial's whole configuration. Of one that is over it is put together anew.
+    /// One trial.
+    #[must_use]
+    pub fn trial(&self, trial: u32) -> Option<&Facts> {
+        self.trials.get(trial as usize)
+    }
+
+    /// A trial's whole configuration. Of one that has ended it is put together anew.
     #[must_use]
     pub fn config(&self, trial: u32) -> Option<Value> {
-        let facts = self.trials.get(&trial)?;
-        if !facts.config.is_null() {
-            return Some(facts.config.clone());
+        let facts = self.trial(trial)?;
+        if let Some(live) = &facts.live {
+            return Some(live.config.clone());
         }
-        let told = self.search().history().told().iter().rev();
-        let point = &told.into_iter().find(|told| told.number == u64::from(trial))?.point;
+        let point = &self.search().history().told().get(facts.told)?.point;
         let chosen = self.space().config(point, Some(&self.parts.base)).ok()?;
         Some(full(self.space(), &self.parts.base, chosen))
+    }
+
+    /// The attempt of a trial's own run that was started last; 0 for a trial that has ended.
+    #[must_use]
+    pub fn attempt(&self, trial: u32) -> u32 {
+        self.live(trial).map_or(0, |live| live.attempt)
+    }
+
+    fn live(&self, trial: u32) -> Option<&Live> {
+        self.trial(trial)?.live.as_deref()
+    }
+
+    fn facts(&mut self, trial: u32) -> Option<&mut Facts> {
+        self.trials.get_mut(trial as usize)
+    }
+
+    fn live_mut(&mut self, trial: u32) -> Option<&mut Live> {
+        self.facts(trial)?.live.as_deref_mut()
     }
 
     /// Where the trials stand.
@@ -228,7 +258,7 @@ impl Machine {
     /// Whether a trial's newest checkpoint has all that it reported.
     fn has_saved(&self, trial: u32) -> bool {
         let saved = self.roster().get(trial).and_then(|entry| entry.checkpoint.as_ref());
-        let furthest = self.trials.get(&trial).and_then(|facts| facts.furthest);
+        let furthest = self.live(trial).and_then(|live| live.furthest);
         saved.is_some_and(|checkpoint| furthest.is_none_or(|furthest| checkpoint.resource >= furthest))
     }
 
@@ -266,7 +296,7 @@ impl Machine {
     }
 
     fn emit(&mut self, trial: Option<u32>, event: impl Into<Event>) {
-        let attempt = trial.and_then(|trial| self.trials.get(&trial)).map_or(0, |facts| facts.attempts);
+        let attempt = trial.and_then(|trial| self.trial(trial)).map_or(0, |facts| facts.attempts);
         let draft = Draft::new(event).attempt(attempt).at(self.now);
         self.out.events.push(Draft { trial, ..draft });
     }
@@ -280,9 +310,8 @@ impl Machine {
     }
 
     fn launch(&self, trial: u32, restore: Option<Checkpoint>) -> Order {
-        let facts = self.trials.get(&trial);
-        let (config, workers) =
-            facts.map_or((Value::Null, None), |facts| (facts.config.clone(), facts.workers));
+        let live = self.live(trial);
+        let (config, workers) = live.map_or((Value::Null, None), |live| (live.config.clone(), live.workers));
         Order::Launch { trial, config, restore, workers }
     }
 
@@ -353,8 +382,8 @@ impl Machine {
                 self.cloned(trial, donor, checkpoint, &config)?;
             }
             Action::Resize { trial, workers } => {
-                if let Some(facts) = self.trials.get_mut(&trial) {
-                    facts.workers = Some(workers);
+                if let Some(live) = self.live_mut(trial) {
+                    live.workers = Some(workers);
                 }
                 self.order(Order::Resize { trial, workers });
             }
@@ -364,7 +393,7 @@ impl Machine {
 
     /// Ends a trial: at once, where nothing runs for it.
     fn stop(&mut self, trial: u32) -> Result<()> {
-        if self.trials.get(&trial).is_some_and(|facts| facts.placed) {
+        if self.live(trial).is_some_and(|live| live.placed) {
             self.order(Order::Stop { trial });
             return Ok(());
         }
@@ -373,15 +402,15 @@ impl Machine {
 
     /// Ends a trial that has had all it was to have.
     fn finish(&mut self, trial: u32) -> Result<()> {
-        if let Some(facts) = self.trials.get_mut(&trial) {
-            facts.full = true;
+        if let Some(live) = self.live_mut(trial) {
+            live.full = true;
         }
         self.stop(trial)
     }
 
     fn place(&mut self, trial: u32) {
-        if let Some(facts) = self.trials.get_mut(&trial) {
-            facts.placed = true;
+        if let Some(live) = self.live_mut(trial) {
+            live.placed = true;
         }
     }
 
@@ -390,7 +419,7 @@ impl Machine {
         if !self.opened.instant {
             return Ok(());
         }
-        if let Some(facts) = self.trials.get_mut(&trial) {
+        if let Some(facts) = self.facts(trial) {
             facts.attempts += 1;
         }
         let decisions = self.parts.referee.handle(Told::Started { trial })?;
@@ -412,8 +441,8 @@ impl Machine {
         let number = self.count();
         let data = json!({ "point": bits, "note": note, "params": params, "by": by });
         let values = vec![None; self.parts.objectives.len()];
-        self.trials
-            .insert(number, Facts { config: config.clone(), values, placed: true, ..Facts::default() });
+        let live = Live { config: config.clone(), placed: true, ..Live::default() };
+        self.trials.push(Facts { values, live: Some(Box::new(live)), ..Facts::default() });
         self.emit(Some(number), TrialCreated { config, data });
         let launch = self.launch(number, None);
         self.order(launch);
@@ -430,8 +459,11 @@ impl Machine {
     }
 
     fn started(&mut self, trial: u32, attempt: u32) -> Result<()> {
-        if let Some(facts) = self.trials.get_mut(&trial) {
-            (facts.attempts, facts.attempt) = (facts.attempts + 1, attempt);
+        if let Some(facts) = self.facts(trial) {
+            facts.attempts += 1;
+        }
+        if let Some(live) = self.live_mut(trial) {
+            live.attempt = attempt;
         }
         let started = AttemptStarted { generation: attempt.into(), ..AttemptStarted::default() };
         self.emit(Some(trial), started);
@@ -440,13 +472,12 @@ impl Machine {
     }
 
     fn reported(&mut self, trial: u32, step: u64, metrics: Metrics) -> Result<()> {
-        let Some(facts) = self.trials.get_mut(&trial).filter(|facts| facts.outcome.is_none()) else {
-            return Ok(());
-        };
+        let Some(facts) = self.trials.get_mut(trial as usize) else { return Ok(()) };
+        let Some(live) = facts.live.as_deref_mut() else { return Ok(()) };
         let resource = metrics.get(&self.parts.resource).map(|value| value as u64);
         let value = metrics.get(&self.parts.objectives[0].metric);
         // The first counts, of which a restart may bring a repetition.
-        if let (Some(resource), Some(furthest)) = (resource, facts.furthest)
+        if let (Some(resource), Some(furthest)) = (resource, live.furthest)
             && resource <= furthest
         {
             match self.roster().state(trial) {
@@ -461,8 +492,9 @@ impl Machine {
         for (objective, slot) in self.parts.objectives.iter().zip(&mut facts.values) {
             *slot = metrics.get(&objective.metric).or(*slot);
         }
-        facts.constraints =
+        live.constraints =
             self.parts.constraints.iter().map(|name| metrics.get(name).unwrap_or(f64::NAN)).collect();
+        facts.infeasible = !live.constraints.iter().all(|constraint| *constraint <= 0.0);
         let bad = self.parts.objectives.iter().find(|o| metrics.get(&o.metric).is_some_and(f64::is_nan));
         let bad = bad.map(|objective| objective.metric.clone());
         self.emit(Some(trial), Reported { step, metrics: metrics.clone() });
@@ -491,10 +523,8 @@ impl Machine {
     /// A report with the objective in it.
     fn counted(&mut self, trial: u32, resource: u64, value: f64, metrics: &Metrics) -> Result<()> {
         let loss = self.parts.objectives[0].loss(value);
-        if let Some(facts) = self.trials.get_mut(&trial) {
-            facts.furthest = Some(resource);
-            let better = facts.best.is_none_or(|best| loss < self.parts.objectives[0].loss(best));
-            facts.best = if better { Some(value) } else { facts.best };
+        if let Some(live) = self.live_mut(trial) {
+            live.furthest = Some(resource);
         }
         let report = Report { trial, resource, value: loss };
         let mut decisions = self.parts.referee.handle(Told::Reported(report))?;
@@ -524,9 +554,9 @@ impl Machine {
     }
 
     fn checkpointed(&mut self, trial: u32, committed: CheckpointCommitted) -> Result<()> {
-        let news =
-            self.trials.get_mut(&trial).is_some_and(|facts| facts.checkpoints.insert(committed.id.clone()));
-        if !news {
+        // One that ended meanwhile may have its last checkpoint committed still.
+        let news = self.live_mut(trial).is_none_or(|live| live.checkpoints.insert(committed.id.clone()));
+        if !news || self.trial(trial).is_none() {
             return Ok(());
         }
         let resource = committed.metrics.get(&self.parts.resource);
@@ -539,8 +569,8 @@ impl Machine {
     }
 
     fn paused(&mut self, trial: u32) -> Result<()> {
-        if let Some(facts) = self.trials.get_mut(&trial) {
-            facts.placed = false;
+        if let Some(live) = self.live_mut(trial) {
+            live.placed = false;
         }
         let checkpoint = self.roster().get(trial).and_then(|entry| entry.checkpoint.as_ref());
         let checkpoint = checkpoint.map(|checkpoint| checkpoint.id.clone());
@@ -553,12 +583,11 @@ impl Machine {
     }
 
     fn finished(&mut self, trial: u32) -> Result<()> {
-        let Some(facts) = self.trials.get(&trial).filter(|facts| facts.outcome.is_none()) else {
-            return Ok(());
-        };
+        let Some(facts) = self.trial(trial) else { return Ok(()) };
+        let Some(live) = &facts.live else { return Ok(()) };
         if facts.values.iter().all(Option::is_some) {
             let early = self.roster().state(trial) == State::Stopping || self.closing.is_some();
-            let stopped = early && !facts.full;
+            let stopped = early && !live.full;
             return self.end(trial, if stopped { Outcome::Stopped } else { Outcome::Completed });
         }
         let missing = self.parts.objectives.iter().zip(&facts.values).find(|(_, value)| value.is_none());
@@ -572,7 +601,7 @@ impl Machine {
     }
 
     fn failed(&mut self, trial: u32, cause: Cause) -> Result<()> {
-        if self.trials.get(&trial).is_none_or(|facts| facts.outcome.is_some()) {
+        if self.live(trial).is_none() {
             return Ok(());
         }
         self.fail(trial, cause)
@@ -580,17 +609,16 @@ impl Machine {
 
     fn fail(&mut self, trial: u32, cause: Cause) -> Result<()> {
         let message = cause.message.clone();
-        let placed = self.trials.get_mut(&trial).is_some_and(|facts| {
-            facts.cause = Some(message.clone());
+        let live = self.facts(trial).and_then(|facts| {
+            facts.cause = Some(message.as_str().into());
             facts.outcome = Some(Outcome::Failed);
-            std::mem::take(&mut facts.placed)
+            facts.live.take()
         });
         self.emit(Some(trial), TrialFinished { outcome: Outcome::Failed, cause: Some(cause) });
-        if placed {
+        if live.is_some_and(|live| live.placed) {
             self.order(Order::Kill { trial });
         }
-        self.parts.search.end(u64::from(trial), End::Failed, &[])?;
-        self.forget(trial);
+        self.tell(trial, End::Failed, &[])?;
         let decisions = self.parts.referee.handle(Told::Failed { trial })?;
         self.act(decisions)?;
         match self.parts.fail_fast && self.closing.is_none() {
@@ -600,47 +628,42 @@ impl Machine {
     }
 
     fn end(&mut self, trial: u32, outcome: Outcome) -> Result<()> {
-        let Some(facts) = self.trials.get_mut(&trial).filter(|facts| facts.outcome.is_none()) else {
-            return Ok(());
-        };
+        let Some(facts) = self.trials.get_mut(trial as usize) else { return Ok(()) };
+        let Some(live) = facts.live.take() else { return Ok(()) };
         facts.outcome = Some(outcome);
-        facts.placed = false;
         let losses: Option<Vec<f64>> =
             self.parts.objectives.iter().zip(&facts.values).map(|(o, v)| v.map(|v| o.loss(v))).collect();
-        let (step, constraints) = (facts.furthest.unwrap_or(0), facts.constraints.clone());
         self.emit(Some(trial), TrialFinished { outcome, cause: None });
-        let number = u64::from(trial);
-        if !constraints.is_empty() {
-            self.parts.search.constrain(number, &constraints)?;
+        if !live.constraints.is_empty() {
+            self.parts.search.constrain(u64::from(trial), &live.constraints)?;
         }
         let end = match (&losses, outcome) {
             (None, _) => End::Failed,
             (_, Outcome::Completed) => End::Complete,
-            _ => End::Pruned { step },
+            _ => End::Pruned { step: live.furthest.unwrap_or(0) },
         };
-        self.parts.search.end(number, end, &losses.unwrap_or_default())?;
-        self.forget(trial);
+        self.tell(trial, end, &losses.unwrap_or_default())?;
         let decisions = self.parts.referee.handle(Told::Finished { trial })?;
         self.act(decisions)
     }
 
-    /// Lets go of what can be put together again from the point that the sampler knows. Where the space is discovered, the
-    /// configuration says what was asked.
-    fn forget(&mut self, trial: u32) {
-        let open = self.space().is_open();
-        if let Some(facts) = self.trials.get_mut(&trial).filter(|_| !open) {
-            facts.config = Value::Null;
+    /// Tells the sampler how a trial ended.
+    fn tell(&mut self, trial: u32, end: End, losses: &[f64]) -> Result<()> {
+        let told = self.search().history().told().len();
+        if let Some(facts) = self.facts(trial) {
+            facts.told = told;
         }
+        self.parts.search.end(u64::from(trial), end, losses)
     }
 
     fn cloned(&mut self, trial: u32, donor: u32, checkpoint: Checkpoint, config: &Config) -> Result<()> {
         let point = point_of(self.space(), config)?;
         let tree = self.space().config(&point, Some(&self.parts.base))?;
         let config = full(self.space(), &self.parts.base, tree);
-        let Some(facts) = self.trials.get_mut(&trial) else { return Ok(()) };
-        facts.config.clone_from(&config);
-        facts.furthest = Some(checkpoint.resource);
-        let placed = facts.placed;
+        let Some(live) = self.live_mut(trial) else { return Ok(()) };
+        live.config.clone_from(&config);
+        live.furthest = Some(checkpoint.resource);
+        let placed = live.placed;
         self.parts.search.amend(u64::from(trial), point);
         let id = Some(checkpoint.id.clone());
         self.emit(Some(trial), TrialCloned { from: donor, checkpoint: id, config });
@@ -673,8 +696,8 @@ impl Machine {
         let data = json!({ "nodes": nodes, "bits": bits });
         self.parts.search.amend(u64::from(trial), point);
         let config = Value::from_iter(config);
-        if let Some(facts) = self.trials.get_mut(&trial) {
-            facts.config.clone_from(&config);
+        if let Some(live) = self.live_mut(trial) {
+            live.config.clone_from(&config);
         }
         let (by, action) = (STUDY.into(), "discovered".into());
         self.emit(Some(trial), Decided { by, action, reason: String::new(), data });
@@ -706,10 +729,9 @@ impl Machine {
     #[must_use]
     pub fn best(&self) -> Option<(u32, f64)> {
         let objective = &self.parts.objectives[0];
-        let valued = self.trials.iter().filter(|(_, facts)| {
-            facts.outcome != Some(Outcome::Failed) && facts.constraints.iter().all(|c| *c <= 0.0)
-        });
-        let valued = valued.filter_map(|(trial, facts)| Some((*trial, facts.values.first().copied()??)));
+        let sound = |facts: &Facts| facts.outcome != Some(Outcome::Failed) && !facts.infeasible;
+        let valued = self.trials().filter(|(_, facts)| sound(facts));
+        let valued = valued.filter_map(|(trial, facts)| Some((trial, facts.values.first().copied()??)));
         valued.min_by(|(a, x), (b, y)| objective.loss(*x).total_cmp(&objective.loss(*y)).then(a.cmp(b)))
     }
 }
