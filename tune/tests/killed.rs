@@ -5,8 +5,11 @@
 
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
 
 use libtest_mimic::{Arguments, Failed, Trial};
+use regatta_track::event::CheckpointCommitted;
+use regatta_track::{Draft, Store, StoreConfig};
 use regatta_train::{Tracked, TrainContext, Trainer, metrics};
 use regatta_tune::sampler::Tpe;
 use regatta_tune::scheduler::{Asha, Pbt, SchedulerConfig};
@@ -173,6 +176,27 @@ fn equal(kind: &'static str, rounds: usize) -> Result<(), Failed> {
     Ok(())
 }
 
+/// A driver dies when a worker has committed a checkpoint, and before it heard of the report that led to it. The next one finds
+/// the checkpoint and dies as well; the third must not go on from there, as nobody would ever hear of the report.
+fn found() -> Result<(), Failed> {
+    let calm = tempfile::tempdir()?;
+    run("asha", calm.path(), usize::MAX)?;
+    let begun = |kill_at: usize| -> Result<_, Failed> {
+        let folder = tempfile::tempdir()?;
+        run("asha", folder.path(), kill_at)?;
+        Ok(Some(folder).filter(|folder| folder.path().join("e/s/trials/00000/run.db").exists()))
+    };
+    let folder = (1..29).find_map(|kill_at| begun(kill_at).transpose()).ok_or("no trial ever begins")??;
+    let store = Store::open(folder.path().join("e/s/trials/00000"), StoreConfig::default())?;
+    let name = "step-000000.g1.000000000001".to_owned();
+    let committed = CheckpointCommitted { id: name, generation: 1, ..CheckpointCommitted::default() };
+    store.append(Draft::new(committed).attempt(1))?.wait(Duration::from_secs(10))?;
+    store.close()?;
+    run("asha", folder.path(), usize::MAX)?;
+    let (found, calm) = (end(folder.path())?, end(calm.path())?);
+    (found == calm).then_some(()).ok_or_else(|| format!("{found}\nis not\n{calm}").into())
+}
+
 fn main() -> ExitCode {
     if let Ok(kind) = std::env::var("KILLED_DRIVER") {
         let folder = std::env::var("KILLED_FOLDER").expect("a folder");
@@ -190,6 +214,7 @@ fn main() -> ExitCode {
         Trial::test("a_killed_population_equals_one_left_alone", move || {
             equal("pbt", asked.unwrap_or(ROUNDS / 2))
         }),
+        Trial::test("no_trial_goes_on_from_a_checkpoint_whose_reports_may_be_lost", found),
     ];
     libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
 }

@@ -595,7 +595,9 @@ fn differences(storage: &str, known: &[String]) -> Result<Differences> {
         if let catalog::Listed { status: catalog::Status::Committed(manifest), bytes, .. } =
             catalog::inspect(&*store, name)?
         {
-            let metrics = manifest.metrics.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+            // How many reports led to it is not known here, whatever the user calls so.
+            let metrics = manifest.metrics.iter().filter(|(name, _)| *name != ITERATION);
+            let metrics = metrics.map(|(name, value)| (name.as_str(), *value)).collect();
             committed.push(CheckpointCommitted { id, step, generation, bytes, metrics });
         }
     }

@@ -19,6 +19,7 @@ use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 
 use super::{Executor, Heard, Task, tell};
+use crate::config::ITERATION;
 use crate::error::Result;
 use crate::scheduler::Checkpoint;
 use crate::study::{Input, Order};
@@ -326,7 +327,11 @@ impl Executor for TrainerExecutor {
                     Event::Report(report) if stored.rank.unwrap_or(0) == 0 => {
                         inputs.push(Input::Reported { trial, step: report.step, metrics: report.metrics });
                     }
-                    Event::CheckpointCommitted(committed) => {
+                    // One that was found after a crash does not say how many reports led to it, as some may not have been
+                    // heard; where they are decided upon, nobody goes on from there.
+                    Event::CheckpointCommitted(committed)
+                        if !self.decides || committed.metrics.get(ITERATION).is_some() =>
+                    {
                         inputs.push(Input::Checkpointed { trial, committed });
                     }
                     _ => {}
