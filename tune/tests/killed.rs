@@ -184,10 +184,11 @@ fn found() -> Result<(), Failed> {
     let begun = |kill_at: usize| -> Result<_, Failed> {
         let folder = tempfile::tempdir()?;
         run("asha", folder.path(), kill_at)?;
-        Ok(Some(folder).filter(|folder| folder.path().join("e/s/trials/00000/run.db").exists()))
+        let store = Store::open(folder.path().join("e/s/trials/00000"), StoreConfig::default());
+        Ok(store.ok().map(|store| (folder, store)))
     };
-    let folder = (1..29).find_map(|kill_at| begun(kill_at).transpose()).ok_or("no trial ever begins")??;
-    let store = Store::open(folder.path().join("e/s/trials/00000"), StoreConfig::default())?;
+    let (folder, store) =
+        (1..29).find_map(|kill_at| begun(kill_at).transpose()).ok_or("none ever begins")??;
     let name = "step-000000.g1.000000000001".to_owned();
     let committed = CheckpointCommitted { id: name, generation: 1, ..CheckpointCommitted::default() };
     store.append(Draft::new(committed).attempt(1))?.wait(Duration::from_secs(10))?;
