@@ -71,9 +71,8 @@ pub struct Roster {
     trials: BTreeMap<u32, Entry>,
     live: BTreeSet<u32>,
     paused: BTreeSet<u32>,
-    made: usize,
-    /// Above the numbers of all that were ever made.
-    next: u32,
+    /// How many were ever made: they are numbered from 0, in that order.
+    made: u32,
     exhausted: bool,
 }
 
@@ -93,7 +92,7 @@ impl Roster {
     /// How many trials were ever made.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.made
+        self.made as usize
     }
 
     /// Whether there was never a trial.
@@ -102,9 +101,9 @@ impl Roster {
         self.made == 0
     }
 
-    /// Where a trial stands, if it was ever made. Trials are made in the order of their numbers.
+    /// Where a trial stands, if it was ever made.
     pub(super) fn known(&self, trial: u32) -> Option<State> {
-        (trial < self.next).then(|| self.state(trial))
+        (trial < self.made).then(|| self.state(trial))
     }
 
     /// The trials that are not over, by number.
@@ -143,8 +142,7 @@ impl Roster {
             Entry { state: State::Starting, resource: 0, value, best, checkpoint: None, legs, workers: None };
         self.trials.insert(trial, entry);
         self.live.insert(trial);
-        self.made += 1;
-        self.next = trial.saturating_add(1);
+        self.made = trial.saturating_add(1);
     }
 
     pub(super) fn enter(&mut self, trial: u32, state: State) {
